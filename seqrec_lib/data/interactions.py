@@ -1,0 +1,250 @@
+"""A log of interactions: who took what, in which order.
+
+Everything in the library starts from an :class:`Interactions`. It keeps the whole
+log in two flat arrays (all events, user after user, each user's in time order, and
+where each user begins), so that twenty million events cost a few hundred megabytes
+and every operation on them is one NumPy expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+__all__ = ["Interactions", "Ragged", "Truth"]
+
+
+class Ragged(Sequence):
+    """A list of arrays of different lengths, stored as one array.
+
+    ``ragged[i]`` is a view, never a copy. Shapes: ``values`` (N,), ``offsets`` (n + 1,).
+    """
+
+    __slots__ = ("values", "offsets")
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray):
+        self.values = np.asarray(values)
+        self.offsets = np.asarray(offsets, dtype=np.int64)
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
+            raise ValueError(
+                f"offsets must run from 0 to {len(self.values)}, the number of values; "
+                f"got {self.offsets[:1]} .. {self.offsets[-1:]}"
+            )
+
+    @classmethod
+    def from_lists(cls, lists: Iterable[Sequence[int]], dtype=np.int64) -> Ragged:
+        arrays = [np.asarray(x, dtype=dtype) for x in lists]
+        values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
+        return cls.from_lengths(values, [len(a) for a in arrays])
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: Sequence[int]) -> Ragged:
+        return cls(values, np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    @property
+    def owner(self) -> np.ndarray:
+        """For each value, the index of the list it belongs to. Shape (N,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def position(self) -> np.ndarray:
+        """For each value, its index within its list. Shape (N,)."""
+        return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
+
+    def keep(self, mask: np.ndarray) -> Ragged:
+        """The same lists with only the values where ``mask`` (N,) is true; lists may become empty."""
+        counts = np.concatenate([[0], np.cumsum(mask)])
+        return Ragged(self.values[mask], counts[self.offsets])
+
+    def select(self, rows: np.ndarray) -> Ragged:
+        """The lists ``rows``, in that order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[rows]
+        out = Ragged.from_lengths(np.empty(lengths.sum(), self.values.dtype), lengths)
+        out.values[:] = self.values[np.repeat(self.offsets[rows], lengths) + out.position]
+        return out
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return self.select(np.arange(len(self))[i])
+        i = int(i)
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"index {i} is out of range for {len(self)} lists")
+        i %= len(self)
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.values[a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))
+
+    def __repr__(self) -> str:
+        return f"Ragged({len(self)} lists, {len(self.values)} values)"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a synthetic world.
+
+    Attributes:
+        rule: the rule, in words.
+        best: the best score any model could reach when the last event of each user is
+            predicted from all before it: ``{"HR@10": .., "NDCG@10": .., ..}``.
+        sources: (N,) for each event, the position (in its user's sequence) of the event
+            that decided it, or -1 where none did.
+    """
+
+    rule: str
+    best: Mapping[str, float]
+    sources: np.ndarray
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """A log of interactions, grouped by user and ordered in time within each user.
+
+    Attributes:
+        sequences: each user's items in time order; items are numbered 1..num_items,
+            0 is kept for padding.
+        num_items: the size of the catalogue (items without an event count too).
+        timestamps: (N,) seconds, aligned with ``sequences.values``; None where the
+            source has none (then the order in the file is the order in time).
+        user_ids: (num_users,) the users' ids in the source.
+        item_ids: (num_items + 1,) the items' ids in the source; entry 0 is padding's.
+        item_names: (num_items + 1,) titles, or None.
+        name: what to call the log in tables and messages.
+        truth: for a synthetic world, what is known of it.
+        dropped: how many rows or events were left out on the way here, by reason.
+    """
+
+    sequences: Ragged
+    num_items: int
+    timestamps: np.ndarray | None = None
+    user_ids: np.ndarray | None = None
+    item_ids: np.ndarray | None = None
+    item_names: np.ndarray | None = None
+    name: str = "interactions"
+    truth: Truth | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not isinstance(self.sequences, Ragged):
+            object.__setattr__(self, "sequences", Ragged.from_lists(self.sequences))
+        values = self.sequences.values
+        if len(values) and not (1 <= values.min() and values.max() <= self.num_items):
+            raise ValueError(
+                f"items must be numbered 1..{self.num_items} (0 is padding); "
+                f"found {values.min()}..{values.max()}. read_interactions numbers them for you."
+            )
+        for what, size in (
+            ("timestamps", len(values)),
+            ("user_ids", len(self.sequences)),
+            ("item_ids", self.num_items + 1),
+            ("item_names", self.num_items + 1),
+        ):
+            array = getattr(self, what)
+            if array is not None and len(array) != size:
+                raise ValueError(f"{what} has {len(array)} entries, {size} were expected")
+
+    @property
+    def num_users(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def num_interactions(self) -> int:
+        return len(self.sequences.values)
+
+    @property
+    def has_timestamps(self) -> bool:
+        return self.timestamps is not None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(num_users,) events per user."""
+        return self.sequences.lengths
+
+    @property
+    def item_counts(self) -> np.ndarray:
+        """(num_items + 1,) events per item; entry 0 is 0."""
+        return np.bincount(self.sequences.values, minlength=self.num_items + 1)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Users, items, interactions, mean length and density, as data set tables print them."""
+        cells = max(self.num_users * self.num_items, 1)
+        return {
+            "users": self.num_users,
+            "items": self.num_items,
+            "interactions": self.num_interactions,
+            "mean_length": self.num_interactions / max(self.num_users, 1),
+            "density": self.num_interactions / cells,
+        }
+
+    def describe_item(self, item: int) -> str:
+        """The title of an item, or its id in the source, or its number."""
+        for table in (self.item_names, self.item_ids):
+            if table is not None:
+                return str(table[item])
+        return f"item {item}"
+
+    def keep_events(self, mask: np.ndarray, **changes) -> Interactions:
+        """The same users and catalogue with only the events where ``mask`` (N,) is true."""
+        changes.setdefault("timestamps", None if self.timestamps is None else self.timestamps[mask])
+        changes.setdefault("truth", None)  # positions no longer mean what they meant
+        return replace(self, sequences=self.sequences.keep(mask), **changes)
+
+    def select_users(self, rows: np.ndarray, **changes) -> Interactions:
+        """Only the users ``rows``, in that order; the catalogue stays."""
+        rows = np.asarray(rows, dtype=np.int64)
+        events = Ragged(np.arange(self.num_interactions), self.sequences.offsets).select(rows).values
+        truth = self.truth and replace(self.truth, sources=self.truth.sources[events])
+        changes.setdefault("timestamps", None if self.timestamps is None else self.timestamps[events])
+        changes.setdefault("user_ids", None if self.user_ids is None else self.user_ids[rows])
+        changes.setdefault("truth", truth)
+        return replace(self, sequences=self.sequences.select(rows), **changes)
+
+    def k_core(self, k: int) -> Interactions:
+        """Remove users and items with fewer than ``k`` events, again and again until none is left.
+
+        Items that remain are renumbered 1..num_items in their old order. The result is the
+        largest part of the log in which everyone has ``k`` events (it does not depend on the
+        order of removal). ``dropped["below k-core"]`` counts the events removed.
+        """
+        user, item = self.sequences.owner, self.sequences.values
+        alive = np.ones(len(item), dtype=bool)
+        while True:
+            per_user = np.bincount(user[alive], minlength=self.num_users)
+            per_item = np.bincount(item[alive], minlength=self.num_items + 1)
+            still = alive & (per_user[user] >= k) & (per_item[item] >= k)
+            if still.sum() == alive.sum():
+                break
+            alive = still
+        core = self.keep_events(alive).select_users(np.flatnonzero(per_user > 0))
+        kept = np.flatnonzero(per_item > 0)
+        number = np.zeros(self.num_items + 1, dtype=np.int64)
+        number[kept] = np.arange(1, len(kept) + 1)
+        with_padding = np.concatenate([[0], kept])
+        pick = lambda table: None if table is None else table[with_padding]  # noqa: E731
+        dropped = {**self.dropped, "below k-core": int((~alive).sum())}
+        return replace(
+            core,
+            sequences=Ragged(number[core.sequences.values], core.sequences.offsets),
+            num_items=len(kept),
+            item_ids=pick(self.item_ids if self.item_ids is not None else np.arange(self.num_items + 1)),
+            item_names=pick(self.item_names),
+            dropped=dropped,
+        )
+
+    def __repr__(self) -> str:
+        clock = "with" if self.has_timestamps else "without"
+        return (
+            f"Interactions({self.name!r}: {self.num_users:,} users, {self.num_items:,} items, "
+            f"{self.num_interactions:,} interactions, {clock} timestamps)"
+        )
