@@ -1,0 +1,187 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley 2018, arXiv 1808.09781)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Block, allowed_pairs
+from .weighting import Weighting, describe_weighting, make_weighting
+
+__all__ = ["SASRec", "SequentialModel"]
+
+
+class SequentialModel(nn.Module):
+    """What every neural model of the library shares: blocks, a swappable weighting, ranking.
+
+    A model defines ``encode(items)``, ``queries(encoded)`` and ``readout()``; the score of item
+    j is then ``queries @ table[j] + bias[j]``, up to a constant of the row.
+
+    Attributes:
+        config: the constructor's arguments, as plain data.
+    """
+
+    config: dict[str, Any]
+    blocks: nn.ModuleList
+    num_items: int
+    max_len: int
+    num_heads: int
+
+    def set_weighting(self, attention: str | dict[str, Any] | Weighting) -> None:
+        """Make every block's weights the way ``attention`` says."""
+        for layer, block in enumerate(self.blocks):
+            weighting = make_weighting(attention).build(layer, self.num_heads, self.max_len)
+            block.attention.weighting = weighting.to(next(self.parameters()).device)
+        self.config["attention"] = describe_weighting(attention)
+
+    def check_items(self, items: Tensor) -> None:
+        """Raise ValueError where ``items`` (B, L) is not what the model can read."""
+        if items.dim() != 2:
+            raise ValueError(f"items must be (batch, length), got shape {tuple(items.shape)}")
+        if items.shape[1] > self.max_len:
+            raise ValueError(
+                f"sequences of length {items.shape[1]} exceed max_len={self.max_len}; "
+                f"keep the last {self.max_len} items: items[:, -{self.max_len}:]"
+            )
+
+    def forward(self, items: Tensor) -> Tensor:
+        """items (B, L), 0 = padding on the left -> logits (B, L, num_items + 1)."""
+        return self.score(self.encode(items))
+
+    def score(self, encoded: Tensor) -> Tensor:
+        """Logits of every item, (..., num_items + 1); padding's, [..., 0], is -inf."""
+        table, bias = self.readout()
+        logits = self.queries(encoded) @ table.T
+        logits = logits if bias is None else logits + bias
+        logits[..., 0] = -math.inf
+        return logits
+
+    @torch.no_grad()
+    def recommend(self, items, k: int = 10, exclude_seen: bool = False) -> tuple[Tensor, Tensor]:
+        """The k best next items after one sequence (L,) or several (B, L).
+
+        Args:
+            exclude_seen: leave out what the sequence already holds.
+
+        Returns:
+            (item ids, scores), each (k,) or (B, k), best first.
+        """
+        items = torch.as_tensor(items, device=next(self.parameters()).device)
+        batch = torch.atleast_2d(items)[:, -self.max_len:]
+        if not 1 <= k <= self.num_items:
+            raise ValueError(f"k={k} must lie between 1 and the number of items, {self.num_items}")
+        if batch.shape[1] == 0 or (batch[:, -1] == 0).any():
+            raise ValueError("a sequence must end in an item; padding (0) stands on the left")
+        training = self.training
+        self.eval()
+        try:
+            encoded = self.encode(batch)
+            last = encoded[:, -1] if torch.is_tensor(encoded) else tuple(e[:, -1] for e in encoded)
+            scores = self.score(last)
+        finally:
+            self.train(training)
+        if exclude_seen:
+            scores = scores.scatter(1, torch.atleast_2d(items), -math.inf)
+        best = scores.topk(k)
+        if items.dim() == 1:
+            return best.indices[0], best.values[0]
+        return best.indices, best.values
+
+
+class SASRec(SequentialModel):
+    """A causal transformer over a user's items that scores every item as the next.
+
+    h0 = E sqrt(D) + P; then ``num_blocks`` blocks; the output is compared with the input
+    embeddings E. Positions are aligned to the end: the last slot is always the most recent item.
+
+    Args:
+        num_items: items are numbered 1..num_items; 0 is padding, on the left.
+        max_len: n, the longest sequence the model reads.
+        dim: D, the width.
+        norm: where the LayerNorms stand: "post", "pre" or "original"; see :class:`Block`.
+        attention: how weights are made: a name of ``WEIGHTINGS``, or a ``Weighting``.
+        seed: initial values from this seed, leaving torch's generator as it was; None draws
+            from torch's generator. Models that differ in ``attention`` alone start equal.
+
+    Raises:
+        ValueError: a size is not positive, or dim is not a multiple of num_heads.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_len: int = 50,
+        dim: int = 64,
+        num_blocks: int = 2,
+        num_heads: int = 1,
+        dropout: float = 0.2,
+        norm: str = "post",
+        attention: str | dict[str, Any] | Weighting = "softmax",
+        seed: int | None = None,
+    ):
+        super().__init__()
+        sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads}
+        for what, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}")
+        self.config = dict(num_items=num_items, max_len=max_len, dim=dim, num_blocks=num_blocks,
+                           num_heads=num_heads, dropout=dropout, norm=norm)
+        self.num_items, self.max_len, self.dim = num_items, max_len, dim
+        self.num_blocks, self.num_heads = num_blocks, num_heads
+        with seeded(seed):
+            self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
+            self.positions = nn.Parameter(torch.empty(max_len, dim))
+            self.blocks = nn.ModuleList(
+                Block(dim, num_heads, dropout, norm) for _ in range(num_blocks)
+            )
+            # The LayerNorm outside the blocks: before the first ("post") or after the last.
+            self.norm = nn.LayerNorm(dim)
+            self.dropout = nn.Dropout(dropout)
+            self.reset_parameters()
+            self.set_weighting(attention)  # last, so that all else starts equal
+
+    def reset_parameters(self) -> None:
+        """Xavier for the matrices of the blocks, N(0, 0.02^2) for the embeddings."""
+        nn.init.normal_(self.items.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def encode(self, items: Tensor) -> Tensor:
+        """items (B, L) -> what the model knows after each of them, (B, L, D)."""
+        self.check_items(items)
+        allowed = allowed_pairs(items)
+        x = self.items(items) * math.sqrt(self.dim) + self.positions[-items.shape[1]:]
+        x = self.dropout(x)
+        if self.config["norm"] == "post":
+            x = self.norm(x)
+        for block in self.blocks:
+            x = block(x, allowed)
+        return x if self.config["norm"] == "post" else self.norm(x)
+
+    def queries(self, encoded: Tensor) -> Tensor:
+        """What is compared with the items: the encoded positions themselves."""
+        return encoded
+
+    def readout(self) -> tuple[Tensor, None]:
+        """(the item embeddings (num_items + 1, D), no bias)."""
+        return self.items.weight, None
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None):
+    """Inside, torch's generator runs from ``seed``; afterwards it is where it was. None: nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
