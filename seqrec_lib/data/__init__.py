@@ -4,7 +4,7 @@ from .catalogue import DATASETS, DatasetInfo
 from .interactions import Interactions, Ragged, Truth
 from .loading import load_dataset
 from .reading import read_interactions
-from .splits import Part, Split, leave_one_out
+from .splits import Part, Split, global_temporal, leave_one_out
 
 __all__ = [
     "DATASETS",
@@ -14,6 +14,7 @@ __all__ = [
     "Ragged",
     "Split",
     "Truth",
+    "global_temporal",
     "leave_one_out",
     "load_dataset",
     "read_interactions",

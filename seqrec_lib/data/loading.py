@@ -281,7 +281,7 @@ def _write_parsed(inter: Interactions, path: Path) -> None:
         if array is not None:
             arrays[what] = array.astype(np.str_) if array.dtype == object else array
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 def _read_parsed(path: Path) -> Interactions:

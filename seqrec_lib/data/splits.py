@@ -17,7 +17,7 @@ import numpy as np
 
 from .interactions import Interactions, Ragged
 
-__all__ = ["Part", "Split", "leave_one_out"]
+__all__ = ["Part", "Split", "global_temporal", "leave_one_out"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Split:
         validation: for early stopping and for choosing hyperparameters.
         test: for the number that is reported.
         name: "leave-one-out" or "global-temporal".
-        dropped: events of the log that are in no part, by reason.
-        notes: other counts worth knowing (users, cutoff), by name.
+        dropped: how many events of the log are in no part, by reason.
+        notes: other numbers worth knowing (users, questions, the cutoff), by name.
     """
 
     train: Interactions
@@ -89,24 +89,121 @@ def leave_one_out(inter: Interactions) -> Split:
     Users with fewer than three events cannot give a target, a validation target and
     something to learn from: they stay in training whole, counted in
     ``notes["users kept whole in training"]``. ``split.train`` has the same users, in the
-    same rows, as ``inter``. Test histories include the validation item.
+    same rows, as ``inter``. Test histories include the validation item. Nothing is dropped.
     """
-    sequences, lengths = inter.sequences, inter.lengths
+    lengths = inter.lengths
     users = np.flatnonzero(lengths >= 3)
-    held_out = np.where(lengths >= 3, 2, 0)
-    from_end = np.repeat(lengths, lengths) - sequences.position  # 1 for a user's last event
-    train = inter.keep_events(from_end > np.repeat(held_out, lengths))
-
-    def part(place: int) -> Part:
-        """The question whose target is ``place`` from the end."""
-        targets = sequences.values[sequences.offsets[users + 1] - place].astype(np.int64)
-        before = sequences.keep(from_end > place).select(users)
-        return Part(users, before, targets)
-
+    from_end = np.repeat(lengths, lengths) - inter.sequences.position  # 1 for a last event
+    short = np.repeat(lengths < 3, lengths)
     return Split(
-        train=train,
-        validation=part(2),
-        test=part(1),
+        train=inter.keep_events(short | (from_end > 2)),
+        validation=_questions(inter.sequences.keep(from_end > 1), users),
+        test=_questions(inter.sequences, users),
         name="leave-one-out",
         notes={"users kept whole in training": int((lengths < 3).sum())},
     )
+
+
+def global_temporal(
+    inter: Interactions, quantile: float = 0.9, validation_fraction: float = 0.1, seed: int = 0
+) -> Split:
+    """One moment for everybody: training is what happened until then.
+
+    The cutoff is the ``quantile`` of all timestamps.
+
+    - *Test*: users with an event after the cutoff. The target is their last item, the history
+      everything of theirs before it, on both sides of the cutoff.
+    - *Validation*: a random ``validation_fraction`` of the users with two events or more up to
+      the cutoff. The target is their last item up to the cutoff, the history what precedes it,
+      and none of it is in training. They may be test users as well: their test histories are
+      then new to the model, as those of users who joined late are.
+    - *Training*: the events up to the cutoff of all other users.
+
+    A model knows nothing of items that training never shows. A question whose target is one is
+    dropped; from histories such items are taken out; both are counted, and so are questions
+    left without a history. This is the split of Gusak et al. 2025 (arXiv:2507.16289), target
+    "last", validation by user, except that they take unseen items out before they choose the
+    target.
+
+    Args:
+        inter: a log with timestamps.
+        quantile: the share of events up to the cutoff, between 0 and 1.
+        validation_fraction: of the users with two events or more up to the cutoff.
+        seed: of the choice of validation users.
+
+    Raises:
+        ValueError: there are no timestamps, they do not increase within users, or no event is
+            after the cutoff.
+    """
+    if not inter.has_timestamps:
+        raise ValueError(
+            f"{inter.name} has no timestamps, and a global temporal split needs them. Use "
+            "leave_one_out, or a log with timestamps (ml-100k, ml-latest-small, ml-1m)."
+        )
+    if not (0 < quantile < 1 and 0 <= validation_fraction < 1):
+        raise ValueError(
+            "quantile must be between 0 and 1, and validation_fraction at least 0 and below 1; "
+            f"got {quantile} and {validation_fraction}"
+        )
+    sequences, items, owner = inter.sequences, inter.sequences.values, inter.sequences.owner
+    times = inter.timestamps
+    if np.any((times[1:] < times[:-1]) & (owner[1:] == owner[:-1])):
+        raise ValueError(f"the timestamps of {inter.name} decrease within a user: sort the events")
+    cutoff = np.quantile(times, quantile, method="lower") if len(times) else 0
+    early = times <= cutoff
+    if early.all():
+        raise ValueError(f"no event of {inter.name} is after the cutoff {cutoff}: lower quantile")
+
+    num_early = np.bincount(owner[early], minlength=inter.num_users)
+    eligible = np.flatnonzero(num_early >= 2)
+    size = min(round(validation_fraction * len(eligible)), len(eligible) - 1)
+    chosen = np.random.default_rng(seed).choice(eligible, max(size, 0), replace=False)
+    held_out = np.zeros(inter.num_users, dtype=bool)
+    held_out[chosen] = True
+
+    in_train = early & ~held_out[owner]
+    seen = np.bincount(items[in_train], minlength=inter.num_items + 1) > 0
+    usable = seen[items]
+    notes, covered = {"cutoff": cutoff}, in_train.copy()
+
+    def part(name: str, users: np.ndarray, period: np.ndarray, targets: np.ndarray) -> Part:
+        """Questions to ``users`` about the last of their events in ``period``."""
+        asked = usable[targets]
+        before = np.bincount(owner[period & usable], minlength=inter.num_users)[users] - asked
+        kept = asked & (before > 0)
+        notes[f"{name} questions dropped, target unseen in training"] = int((~asked).sum())
+        notes[f"{name} questions dropped, no history"] = int((asked & (before == 0)).sum())
+        inside = np.zeros(inter.num_users, dtype=bool)
+        inside[users[kept]] = True
+        events = period & usable & inside[owner]
+        np.logical_or(covered, events, out=covered)
+        return _questions(sequences.keep(events), users[kept])
+
+    first = sequences.offsets[:-1]
+    users = np.sort(chosen)
+    validation = part("validation", users, early, first[users] + num_early[users] - 1)
+    users = np.flatnonzero(inter.lengths > num_early)
+    test = part("test", users, np.ones_like(early), sequences.offsets[users + 1] - 1)
+
+    rows = np.flatnonzero(np.bincount(owner[in_train], minlength=inter.num_users))
+    ids = np.arange(inter.num_users) if inter.user_ids is None else inter.user_ids
+    return Split(
+        train=inter.keep_events(in_train).select_users(rows, user_ids=ids[rows]),
+        validation=validation,
+        test=test,
+        name="global-temporal",
+        dropped={
+            "events of items unseen in training": int((~covered & ~usable).sum()),
+            "other events of dropped questions": int((~covered & usable).sum()),
+        },
+        notes=notes,
+    )
+
+
+def _questions(sequences: Ragged, users: np.ndarray) -> Part:
+    """For each of ``users``: what is the last of these items, given those before it?"""
+    chosen = sequences.select(users)
+    is_target = np.zeros(len(chosen.values), dtype=bool)
+    is_target[chosen.offsets[1:] - 1] = True
+    targets = chosen.values[is_target].astype(np.int64)
+    return Part(np.asarray(users, dtype=np.int64), chosen.keep(~is_target), targets)
