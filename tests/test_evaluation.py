@@ -14,7 +14,7 @@ from torch import nn
 
 from seqrec_lib.data.interactions import Interactions, Ragged
 from seqrec_lib.data.splits import Part, Split
-from seqrec_lib.evaluation import Metrics, bootstrap_ci, evaluate
+from seqrec_lib.evaluation import bootstrap_ci, evaluate
 
 KS = (1, 2, 3, 10)
 
