@@ -133,6 +133,30 @@ def test_a_constant_model_scores_exactly_chance():
     assert set(m.ranks) == {(items + 1) / 2}
 
 
+@pytest.mark.parametrize("levels", [7, 10**6])
+def test_scikit_learn_agrees(levels):
+    """With many ties and with none. Its NDCG averages over ties; its other metrics do not."""
+    from sklearn import metrics
+
+    n, items = 300, 40
+    split = random_split(n, max(n, items))
+    rng = np.random.default_rng(levels)
+    targets = rng.integers(0, items, n)
+    split = make_split(list(split.test.histories), targets + 1, n)
+    scores = np.full((n, n), -1.0)  # the items past 40 come last
+    scores[:, :items] = rng.integers(0, levels, (n, items))
+    m = evaluate(Scores(scores), split)
+    truth = np.eye(n)[targets]
+    for k in (1, 5, 10, 20):
+        assert m[f"NDCG@{k}"] == pytest.approx(metrics.ndcg_score(truth, scores, k=k), abs=1e-12)
+    if levels > 1000:
+        for k in (1, 5, 10, 20):
+            share = metrics.top_k_accuracy_score(targets, scores, k=k, labels=range(n))
+            assert m[f"HR@{k}"] == pytest.approx(share, abs=1e-12)
+        mrr = metrics.label_ranking_average_precision_score(truth, scores)
+        assert m["MRR"] == pytest.approx(mrr, abs=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [False, True])
 def test_neural_models_are_ranked_as_sorting_would(bias, dtype):
