@@ -164,7 +164,7 @@ def global_temporal(
     in_train = early & ~held_out[owner]
     seen = np.bincount(items[in_train], minlength=inter.num_items + 1) > 0
     usable = seen[items]
-    notes, covered = {"cutoff": cutoff}, in_train.copy()
+    notes, covered = {"cutoff": cutoff.item()}, in_train.copy()
 
     def part(name: str, users: np.ndarray, period: np.ndarray, targets: np.ndarray) -> Part:
         """Questions to ``users`` about the last of their events in ``period``."""

@@ -1,0 +1,97 @@
+"""The log of interactions: its arrays, and the k-core."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from data_helpers import logs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqrec_lib.data import Interactions, Ragged
+
+LISTS = st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=6)
+
+
+@given(LISTS, st.data())
+def test_ragged_behaves_like_a_list_of_lists(lists, data):
+    ragged = Ragged.from_lists(lists)
+    assert [list(x) for x in ragged] == lists
+    assert list(ragged.owner) == [i for i, x in enumerate(lists) for _ in x]
+    assert list(ragged.position) == [j for x in lists for j in range(len(x))]
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=5)) if lists else []
+    assert [list(x) for x in ragged.select(rows)] == [lists[i] for i in rows]
+    assert [list(x) for x in ragged[1:4]] == lists[1:4]
+    odd = ragged.keep(ragged.values % 2 == 1)
+    assert [list(x) for x in odd] == [[v for v in x if v % 2] for x in lists]
+
+
+def test_ragged_gives_views_and_refuses_what_is_outside():
+    ragged = Ragged.from_lists([[1, 2], [3]])
+    assert np.shares_memory(ragged[0], ragged.values)
+    assert list(ragged[-1]) == [3]
+    with pytest.raises(IndexError, match="index 2 is out of range for 2 lists"):
+        ragged[2]
+    with pytest.raises(ValueError, match="offsets must run from 0 to 3"):
+        Ragged(np.arange(3), [0, 2])
+
+
+def test_items_must_be_in_the_catalogue():
+    with pytest.raises(ValueError, match="must be numbered 1..2"):
+        Interactions([[1, 3]], num_items=2)
+    with pytest.raises(ValueError, match="must be numbered 1..2"):
+        Interactions([[0, 1]], num_items=2)
+    with pytest.raises(ValueError, match="timestamps has 1 entries, 2 were expected"):
+        Interactions([[1, 2]], num_items=2, timestamps=np.array([5]))
+
+
+def test_statistics_and_titles():
+    inter = Interactions([[1, 2, 1], [2]], num_items=4, item_names=np.array(["", *"abcd"]))
+    assert inter.statistics == {
+        "users": 2, "items": 4, "interactions": 4, "mean_length": 2.0, "density": 0.5,
+    }  # fmt: skip
+    assert list(inter.item_counts) == [0, 2, 2, 0, 0]
+    assert inter.describe_item(3) == "c"
+    assert Interactions([[1]], num_items=1).describe_item(1) == "item 1"
+
+
+def naive_k_core(sequences, times, k):
+    """Remove one offender at a time."""
+    users = {u: list(zip(s, t, strict=True)) for u, (s, t) in enumerate(zip(sequences, times))}  # noqa: B905
+    while True:
+        counts = Counter(item for events in users.values() for item, _ in events)
+        few = next((u for u, events in users.items() if len(events) < k), None)
+        rare = next((i for i, n in counts.items() if n < k), None)
+        if few is not None:
+            del users[few]
+        elif rare is not None:
+            users = {u: [e for e in events if e[0] != rare] for u, events in users.items()}
+        else:
+            return users
+
+
+@given(logs(), st.integers(1, 4))
+def test_k_core_equals_the_naive_one(inter, k):
+    times = Ragged(inter.timestamps, inter.sequences.offsets)
+    expected = naive_k_core([list(s) for s in inter.sequences], [list(t) for t in times], k)
+    core = inter.k_core(k)
+    got = {
+        int(user) - 100: list(zip(core.item_ids[items] // 10, when, strict=True))
+        for user, items, when in zip(
+            core.user_ids, core.sequences, Ragged(core.timestamps, core.sequences.offsets),
+            strict=True,
+        )
+    }  # fmt: skip
+    assert got == expected
+    assert core.dropped["below k-core"] == inter.num_interactions - core.num_interactions
+    assert core.num_items == len({i for events in expected.values() for i, _ in events})
+    assert core.k_core(k).num_interactions == core.num_interactions
+
+
+def test_k_core_keeps_titles_with_their_items():
+    inter = Interactions(
+        [[1, 3], [3, 2], [3, 2]], num_items=3, item_names=np.array(["", "a", "b", "c"])
+    )
+    core = inter.k_core(2)
+    assert [[core.describe_item(i) for i in s] for s in core.sequences] == [["c", "b"], ["c", "b"]]
+    assert list(core.item_ids) == [0, 2, 3]
