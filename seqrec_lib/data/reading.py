@@ -18,6 +18,7 @@ What is decided here, once:
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import os
 import re
@@ -137,12 +138,7 @@ def _text_bytes(path: Path, encoding: str) -> bytes:
             ) from error
     if data[:2] == b"PK":
         raise ValueError(f"{path} is a zip archive: unpack it and read the file inside")
-    if encoding.lower().replace("-", "") != "utf8":
-        try:
-            data = data.decode(encoding).encode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not {encoding} text: {error}") from error
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = _as_utf8(path, data, encoding).removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
         raise ValueError(f"{path} is empty: there is no interaction to read")
     if b"\0" in data[:4096]:
@@ -153,6 +149,23 @@ def _text_bytes(path: Path, encoding: str) -> bytes:
             "the server answered with an error page. Download the file again."
         )
     return data
+
+
+def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
+    decoder, piece = codecs.getincrementaldecoder(encoding)(), 1 << 24
+    same, recoded = codecs.lookup(encoding).name == "utf-8", []
+    for start in range(0, len(data), piece):  # by pieces: as text it could take four times as much
+        begin = start - len(decoder.getstate()[0])  # of what is decoded now
+        try:
+            text = decoder.decode(data[start : start + piece], final=start + piece >= len(data))
+        except UnicodeDecodeError as error:
+            number = data[: begin + error.start].count(b"\n")
+            raise ValueError(
+                f"{path}, line {number + 1} is not {encoding}: {data.splitlines()[number][:80]!r}. "
+                "Pass another encoding=, such as 'latin-1'."
+            ) from error
+        recoded += [] if same else [text.encode()]
+    return data if same else b"".join(recoded)
 
 
 def _lines(data: bytes) -> list[tuple[int, str]]:
@@ -172,23 +185,20 @@ def _text(path: Path, data: bytes, wanted: dict, layout: str | None, sep: str | 
     if sep is None:
         sep = next((s for s in ("\t", "::", ",", ";", "|") if s in head[0]), " ")
     first = _fields(head[0], sep)
-    known = {key for keys in ALIASES.values() for key in keys}
     named = any(isinstance(column, str) for column in wanted.values())
     numbered = any(type(column) is int for column in wanted.values())
-    header = named or not numbered and any(_key(name) in known for name in first)
-    widths = {len(_fields(line, sep)) for line in head}
-    if layout is None:
-        ragged = sep == " " and len(widths) > 1 and not (header or numbered)
-        layout = "sequences" if ragged or wanted["user"] is False else "rows"
-        if ragged:
-            print(
-                f"{path.name}: taken as a user's whole sequence per line (guessed; layout='rows' "
-                "if it is not)"
-            )
-    if layout == "sequences":
+    numbers = all(re.fullmatch(r"-?\d+", field) for field in first)
+    header = named or not (numbered or numbers)
+    guessable = numbers and not (named or numbered)
+    if layout is None and wanted["user"] is not False:
+        ragged = sep == " " and len({len(_fields(line, sep)) for line in head}) > 1
+        layout = "sequences" if guessable and ragged else "rows"
+        if layout == "sequences":
+            print(f"{path.name}: a user's whole sequence per line (guessed; else layout='rows')")
+    if layout != "rows":
         return _sequences(path, data, sep, wanted["user"] is not False)
     names = first if header else [str(n) for n in range(len(first))]
-    if not header and not numbered and len(first) == 2:
+    if guessable and len(first) == 2:
         wanted = {**wanted, "user": 0, "item": 1}
         print(f"{path.name}: no header and two columns, taken as user and item (guessed)")
     return _rows(path, data, sep, names, header, _choose(path, names, wanted))
@@ -263,15 +273,6 @@ def _rows(path: Path, data: bytes, sep: str, names: list[str], header: bool, cho
             ),
         )
     except pa.ArrowInvalid as error:
-        if "UTF8" in str(error):
-            for number, line in enumerate(original.splitlines(), 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError:
-                    raise ValueError(
-                        f"{path}, line {number} is not UTF-8: {line[:80]!r}. Pass encoding=, "
-                        "for instance 'latin-1'."
-                    ) from error
         if "Empty CSV" in str(error):
             raise ValueError(f"{path} is empty below its header") from error
         raise ValueError(f"{path} cannot be read as text columns: {error}") from error
@@ -299,10 +300,7 @@ def _sequences(path: Path, data: bytes, sep: str, with_user: bool) -> _Log:
     import pyarrow.compute as pc
 
     lines = _lines(data)
-    try:
-        text = pa.array([line for line in data.splitlines() if line], pa.string())
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not UTF-8: pass encoding=, such as 'latin-1'") from error
+    text = pa.array([line for line in data.splitlines() if line], pa.string())
     text = pc.utf8_trim_whitespace(text)
     parts = pc.utf8_split_whitespace(text) if sep == " " else pc.split_pattern(text, sep)
     lengths = pc.list_value_length(parts).to_numpy()
