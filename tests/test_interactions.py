@@ -95,3 +95,27 @@ def test_k_core_keeps_titles_with_their_items():
     core = inter.k_core(2)
     assert [[core.describe_item(i) for i in s] for s in core.sequences] == [["c", "b"], ["c", "b"]]
     assert list(core.item_ids) == [0, 2, 3]
+
+
+@given(logs())
+def test_select_users_takes_everything_of_theirs(inter):
+    rows = np.arange(inter.num_users)[::-2]
+    part = inter.select_users(rows)
+    times = Ragged(inter.timestamps, inter.sequences.offsets)
+    assert [list(s) for s in part.sequences] == [list(inter.sequences[r]) for r in rows]
+    assert part.timestamps.tolist() == [t for r in rows for t in times[r]]
+    assert part.user_ids.tolist() == [100 + r for r in rows]
+
+
+def test_to_frame_speaks_the_language_of_the_source():
+    inter = Interactions(
+        [[1, 2], [2]], num_items=2, timestamps=np.array([5, 6, 7]),
+        user_ids=np.array(["ann", "bob"]), item_ids=np.array([0, 70, 80]),
+        item_names=np.array(["", "seven", "eight"]),
+    )  # fmt: skip
+    assert inter.to_frame().to_dict("list") == {
+        "user": ["ann", "ann", "bob"],
+        "item": [70, 80, 80],
+        "timestamp": [5, 6, 7],
+        "title": ["seven", "eight", "eight"],
+    }

@@ -91,6 +91,10 @@ def test_columns_by_number_without_a_header(write):
     assert as_dict(read_interactions(path, user=0, item=1, timestamp=3)) == {7: [6, 5]}
 
 
+def test_columns_by_number_under_a_header(write):
+    assert as_dict(read_interactions(write("userId,movieId\n7,5\n"), user=0, item=1)) == {7: [5]}
+
+
 def test_pairs_without_a_header_are_guessed_and_said(write, capsys):
     assert as_dict(read_interactions(write("1 5\n1 4\n2 5 \n", "pairs.txt"))) == {1: [5, 4], 2: [5]}
     assert "taken as user and item (guessed)" in capsys.readouterr().out

@@ -58,7 +58,7 @@ class Ragged(Sequence):
         return np.arange(len(self.values)) - np.repeat(self.offsets[:-1], self.lengths)
 
     def keep(self, mask: np.ndarray) -> Ragged:
-        """The same lists with only the values where ``mask`` (N,) is true; lists may become empty."""
+        """The same lists with the values where ``mask`` (N,) is true; some may become empty."""
         counts = np.concatenate([[0], np.cumsum(mask)])
         return Ragged(self.values[mask], counts[self.offsets])
 
@@ -138,7 +138,7 @@ class Interactions:
         if not isinstance(self.sequences, Ragged):
             object.__setattr__(self, "sequences", Ragged.from_lists(self.sequences))
         values = self.sequences.values
-        if len(values) and not (1 <= values.min() and values.max() <= self.num_items):
+        if len(values) and (values.min() < 1 or values.max() > self.num_items):
             raise ValueError(
                 f"items must be numbered 1..{self.num_items} (0 is padding); "
                 f"found {values.min()}..{values.max()}. read_interactions numbers them for you."
@@ -203,11 +203,16 @@ class Interactions:
     def select_users(self, rows: np.ndarray, **changes) -> Interactions:
         """Only the users ``rows``, in that order; the catalogue stays."""
         rows = np.asarray(rows, dtype=np.int64)
-        events = Ragged(np.arange(self.num_interactions), self.sequences.offsets).select(rows).values
-        truth = self.truth and replace(self.truth, sources=self.truth.sources[events])
-        changes.setdefault("timestamps", None if self.timestamps is None else self.timestamps[events])
-        changes.setdefault("user_ids", None if self.user_ids is None else self.user_ids[rows])
-        changes.setdefault("truth", truth)
+
+        def select(events: np.ndarray) -> np.ndarray:
+            return Ragged(events, self.sequences.offsets).select(rows).values
+
+        if self.timestamps is not None:
+            changes.setdefault("timestamps", select(self.timestamps))
+        if self.user_ids is not None:
+            changes.setdefault("user_ids", self.user_ids[rows])
+        if self.truth is not None:
+            changes.setdefault("truth", replace(self.truth, sources=select(self.truth.sources)))
         return replace(self, sequences=self.sequences.select(rows), **changes)
 
     def k_core(self, k: int) -> Interactions:
@@ -231,16 +236,28 @@ class Interactions:
         number = np.zeros(self.num_items + 1, dtype=np.int64)
         number[kept] = np.arange(1, len(kept) + 1)
         with_padding = np.concatenate([[0], kept])
-        pick = lambda table: None if table is None else table[with_padding]  # noqa: E731
         dropped = {**self.dropped, "below k-core": int((~alive).sum())}
         return replace(
             core,
             sequences=Ragged(number[core.sequences.values], core.sequences.offsets),
             num_items=len(kept),
-            item_ids=pick(self.item_ids if self.item_ids is not None else np.arange(self.num_items + 1)),
-            item_names=pick(self.item_names),
+            item_ids=with_padding if self.item_ids is None else self.item_ids[with_padding],
+            item_names=None if self.item_names is None else self.item_names[with_padding],
             dropped=dropped,
         )
+
+    def to_frame(self):
+        """The log as a pandas DataFrame: user, item (ids in the source), timestamp, title."""
+        import pandas as pd
+
+        events, rows = self.sequences.values, self.sequences.owner
+        columns = {"user": rows if self.user_ids is None else self.user_ids[rows]}
+        columns["item"] = events if self.item_ids is None else self.item_ids[events]
+        if self.timestamps is not None:
+            columns["timestamp"] = self.timestamps
+        if self.item_names is not None:
+            columns["title"] = self.item_names[events]
+        return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
         clock = "with" if self.has_timestamps else "without"

@@ -257,9 +257,9 @@ def _remembered(path: Path, parse: Callable[[], Interactions]) -> Interactions:
     """The parsed form at ``path``; made, and made again when it is damaged, by ``parse``."""
     try:
         return _read_parsed(path)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError:
+        pass  # not there, or not for us
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         warnings.warn(f"{path} is damaged ({error}) and is made anew", stacklevel=4)
     inter = parse()
     with contextlib.suppress(OSError):  # a cache that cannot be written is done without
@@ -285,7 +285,8 @@ def _write_parsed(inter: Interactions, path: Path) -> None:
 
 
 def _read_parsed(path: Path) -> Interactions:
-    with np.load(path, allow_pickle=False) as stored:  # a zip: each member has a checksum
+    # a zip archive: each member has a checksum
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     dropped = zip(arrays.pop("dropped_names"), arrays.pop("dropped_counts"), strict=True)
     return Interactions(

@@ -189,6 +189,7 @@ def _text(path: Path, data: bytes, wanted: dict, layout: str | None, sep: str | 
     numbered = any(type(column) is int for column in wanted.values())
     numbers = all(re.fullmatch(r"-?\d+", field) for field in first)
     header = named or not (numbered or numbers)
+    header |= numbered and any(_key(field) in keys for keys in ALIASES.values() for field in first)
     guessable = numbers and not (named or numbered)
     if layout is None and wanted["user"] is not False:
         ragged = sep == " " and len({len(_fields(line, sep)) for line in head}) > 1
@@ -197,7 +198,7 @@ def _text(path: Path, data: bytes, wanted: dict, layout: str | None, sep: str | 
             print(f"{path.name}: a user's whole sequence per line (guessed; else layout='rows')")
     if layout != "rows":
         return _sequences(path, data, sep, wanted["user"] is not False)
-    names = first if header else [str(n) for n in range(len(first))]
+    names = first if header and not numbered else [str(n) for n in range(len(first))]
     if guessable and len(first) == 2:
         wanted = {**wanted, "user": 0, "item": 1}
         print(f"{path.name}: no header and two columns, taken as user and item (guessed)")
