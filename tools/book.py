@@ -1,9 +1,9 @@
 """Runs the chapters and builds the site; ``make book`` and ``make execute`` come here.
 
-    python tools/book.py execute [04 ...]   re-run chapters, store their outputs in place
-    python tools/book.py build              run what is stale, build the site into _build/html
-    python tools/book.py build --stored     build from the stored outputs into _build/stored
-    python tools/book.py stamp              rewrite what is derived from _config.yml and the outputs
+python tools/book.py execute [04 ...]   re-run chapters, store their outputs in place
+python tools/book.py build              run what is stale, build the site into _build/html
+python tools/book.py build --stored     build from the stored outputs into _build/stored
+python tools/book.py stamp              rewrite what is derived from _config.yml and the outputs
 """
 
 import argparse
@@ -97,8 +97,14 @@ def normalise(nb: NotebookNode, url: str) -> NotebookNode:
 async def run(path: Path) -> NotebookNode:
     """Executes a chapter in its folder, in a fresh kernel; ``metadata.seqrec`` tells what it took."""
     nb = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(nb, timeout=CELL_TIMEOUT, kernel_name="python3", resources=where)
+    client = NotebookClient(
+        nb,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,  # times in the cells would change what the cache compares
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     start = time.perf_counter()
     async with client.async_setup_kernel(env={**os.environ, "OMP_NUM_THREADS": "1"}):
         count = 0
@@ -225,7 +231,11 @@ def stamp() -> None:
 def library_key() -> str:
     """Changes with anything a chapter's outputs depend on, beside its own cells."""
     digest = hashlib.sha256(platform.python_version().encode())
-    files = [ROOT / "requirements.txt", *ROOT.glob("seqrec_lib/**/*.py"), *ROOT.glob("results/**/*")]
+    files = [
+        ROOT / "requirements.txt",
+        *ROOT.glob("seqrec_lib/**/*.py"),
+        *ROOT.glob("results/**/*"),
+    ]
     for path in sorted(path for path in files if path.is_file()):
         digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -273,10 +283,15 @@ def build(stored: bool, jobs: int) -> None:
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     options = ["--config", str(config), "--path-output", str(output), "-W", "--keep-going"]
+    pages, site = output / "_build" / ".doctrees", output / "_build" / "html"
+    whole = output / "_build" / "whole"
+    if not whole.exists():  # Sphinx does not repeat the warnings of pages it has read before
+        shutil.rmtree(pages, ignore_errors=True)
+    whole.unlink(missing_ok=True)
     result = subprocess.run([*jupyter_book, "build", str(ROOT), *options], cwd=ROOT)
-    site = output / "_build" / "html"
     if result.returncode or not (site / "index.html").is_file():
         raise SystemExit(result.returncode or "the builder ended well, but built no site")
+    whole.touch()
     print(f"the site: {site / 'index.html'}")
 
 
