@@ -1,4 +1,4 @@
-"""What a chapter needs beside the library: claims that are checked, and words that come from the run.
+"""What a chapter needs beside the library: claims that are checked, words that come from the run.
 
 Everything here also works where the book's own tools are absent, as in Colab.
 """
@@ -17,8 +17,8 @@ def claim(statement: str, holds: bool) -> None:
 
     Raises:
         AssertionError: the claim does not hold; the message is the statement.
-        TypeError: ``holds`` is not one true or false value. An array, a number or a string is a slip
-            that would pass unnoticed.
+        TypeError: ``holds`` is not one true or false value; a number or a string is a slip that
+            would pass unnoticed.
     """
     # NumPy and torch booleans of one element say so by their dtype
     if not isinstance(holds, bool) and "bool" not in str(getattr(holds, "dtype", "")):

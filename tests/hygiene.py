@@ -9,10 +9,8 @@ from nbformat import NotebookNode
 
 MAX_BYTES = 1_500_000
 MIN_CAPTION, MIN_ALT = 20, 30
-IMAGES = ("image/png", "image/jpeg", "image/svg+xml")
-ABSOLUTE = re.compile(
-    r"(?<![\w.:/>])(/(?:home|root|tmp|work|Users|mnt|opt|var|usr)/\w|[A-Z]:\\\\?\w)"
-)
+IMAGES = {"image/png", "image/jpeg", "image/svg+xml"}
+ABSOLUTE = re.compile(r"(?<![\w.:/>])(/(?:home|root|tmp|work|Users|mnt|opt|usr)/\w|[A-Z]:\\\\?\w)")
 EXERCISE = re.compile(r"^### Exercise (\d+\.\d+) · .+ +\*\((?:★|☆){3}, \d+ min\)\*$", re.MULTILINE)
 SOLUTION = re.compile(r"^(?:#@title |<details><summary>)Solution (\d+\.\d+)", re.MULTILINE)
 DIRECTIVE = re.compile(r"^ *(?::{3,}|`{3,}) *\{", re.MULTILINE)
@@ -55,11 +53,15 @@ def _python(cell: NotebookNode) -> ast.Module:
     return ast.parse("\n".join(lines))
 
 
+def _texts_of(out: NotebookNode) -> Iterator[str]:
+    """What a stored output reads."""
+    yield out.get("text", "")
+    yield from (text for kind, text in out.get("data", {}).items() if kind.startswith("text/"))
+
+
 def _texts(cell: NotebookNode) -> Iterator[str]:
-    """What the stored outputs of a cell read."""
     for out in cell.get("outputs", []):
-        yield out.get("text", "")
-        yield from (t for kind, t in out.get("data", {}).items() if kind.startswith("text/"))
+        yield from _texts_of(out)
 
 
 def order(nb: NotebookNode) -> Problems:
@@ -88,7 +90,8 @@ def errors(nb: NotebookNode) -> Problems:
     for cell in _code(nb):
         failed = any(out.output_type == "error" for out in cell.outputs)
         if failed != ("raises-exception" in cell.metadata.get("tags", [])):
-            yield f"{'a stored error' if failed else 'no error, though tagged'}: {_first_line(cell)}"
+            what = "a stored error" if failed else "no error, though tagged"
+            yield f"{what}: {_first_line(cell)}"
 
 
 def noise(nb: NotebookNode) -> Problems:
@@ -167,36 +170,28 @@ def exercises(nb: NotebookNode) -> Problems:
     for cell in _tagged(nb, "solution"):
         if not SOLUTION.match(cell.source):
             yield f"a solution does not open with #@title Solution N.N: {_first_line(cell)}"
-        if "hide-cell" not in cell.metadata.tags or not cell.metadata.get("cellView") == "form":
+        if "hide-cell" not in cell.metadata.tags or cell.metadata.get("cellView") != "form":
             yield f"a solution is not folded (make stamp): {_first_line(cell)}"
 
 
 def figures(nb: NotebookNode) -> Problems:
     """Every image has a caption and an alternative text that says what is seen."""
     for cell in _code(nb):
-        images = [
-            out for out in cell.outputs if any(kind in out.get("data", {}) for kind in IMAGES)
-        ]
+        images = [out for out in cell.outputs if IMAGES & out.get("data", {}).keys()]
         if not images:
             continue
         meta = cell.metadata.get("mystnb", {})
+        name = meta.get("figure", {}).get("name", "")
         caption = meta.get("figure", {}).get("caption", "")
         alt = meta.get("image", {}).get("alt", "")
         if len(images) > 1:
             yield f"{len(images)} images in one cell: {_first_line(cell)}"
-        if len(caption) < MIN_CAPTION or not meta.get("figure", {}).get("name", "").startswith(
-            "fig-"
-        ):
+        if len(caption) < MIN_CAPTION or not name.startswith("fig-"):
             yield f"no caption, or no name fig-…: {_first_line(cell)}"
         if len(alt) < MIN_ALT or alt == caption or " " not in alt:
             yield f"no meaningful alternative text: {_first_line(cell)}"
-        if any(
-            "<Axes" in t or "<Figure" in t
-            for o in cell.outputs
-            if o not in images
-            for t in o.get("data", {}).values()
-            if isinstance(t, str)
-        ):
+        others = [text for out in cell.outputs if out not in images for text in _texts_of(out)]
+        if any("<Axes" in text or "<Figure" in text for text in others):
             yield f"the representation of an Axes is stored: {_first_line(cell)}"
 
 
@@ -217,5 +212,16 @@ def metadata(nb: NotebookNode) -> Problems:
 
 
 CHECKS: list[Callable[[NotebookNode], Problems]] = [
-    order, outputs, errors, noise, head, set_up, paths, asserts, exercises, figures, markup, metadata,
-]  # fmt: skip
+    order,
+    outputs,
+    errors,
+    noise,
+    head,
+    set_up,
+    paths,
+    asserts,
+    exercises,
+    figures,
+    markup,
+    metadata,
+]

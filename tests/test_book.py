@@ -2,7 +2,6 @@
 
 import sys
 
-import book
 import nbformat
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+import book
 from seqrec_lib.book import claim, glue, say
 
 

@@ -3,12 +3,13 @@
 import copy
 from collections import Counter
 
-import book
-import hygiene
 import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import book
+import hygiene
 
 CHAPTERS = book.chapters()
 PNG = new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure size 1x1>"})

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
-import book
 import nbformat
 import pytest
-import site_checks
 import yaml
+
+import book
+import site_checks
 
 SITE = book.BUILD / "stored" / "_build" / "html"
 

@@ -95,7 +95,7 @@ def normalise(nb: NotebookNode, url: str) -> NotebookNode:
 
 
 async def run(path: Path) -> NotebookNode:
-    """Executes a chapter in its folder, in a fresh kernel; ``metadata.seqrec`` tells what it took."""
+    """Executes a chapter in its folder; ``metadata.seqrec`` tells what it took."""
     nb = nbformat.read(path, as_version=4)
     client = NotebookClient(
         nb,
