@@ -12,8 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
-__all__ = ["Difference", "EffectSize", "Equivalence", "equivalence", "hedges_g",
-           "paired_difference"]
+__all__ = [
+    "Difference",
+    "EffectSize",
+    "Equivalence",
+    "equivalence",
+    "hedges_g",
+    "paired_difference",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Equivalence:
 
     @property
     def verdict(self) -> str:
-        """"equivalent", "different" (beyond the margin, the whole interval) or "undecided"."""
+        """ "equivalent", "different" (beyond the margin, the whole interval) or "undecided"."""
         if self.equivalent:
             return "equivalent"
         beyond = self.low > self.margin or self.high < -self.margin
