@@ -136,6 +136,11 @@ def test_ids_that_are_not_plain_integers_stay_text(write, id_):
     assert sorted(inter.user_ids) == sorted([id_, "7"])
 
 
+@pytest.mark.parametrize("id_", [2**63 - 1, -(2**63), 1234567890123456789])
+def test_64_bit_integers_are_integers(write, id_):
+    assert read_interactions(write(f"user,item\n{id_},5\n")).user_ids.tolist() == [id_]
+
+
 def test_files_that_number_their_items_keep_their_numbers(write):
     inter = read_interactions(write("2 1 3\n5 2\n", "log.txt"))
     assert [list(s) for s in inter.sequences] == [[1, 3], [2]]
@@ -159,11 +164,17 @@ def test_times(write, times, seconds):
 def test_titles_in_any_script(write):
     rows = 'user,item,title\n1,5,"Amélie, 2001"\n1,6,千と千尋の神隠し\n2,5,other\n2,7,\n'
     inter = read_interactions(write(rows))
-    assert inter.item_names.tolist() == ["", "Amélie, 2001", "千と千尋の神隠し", ""]
+    assert inter.item_names.tolist() == ["", "Amélie, 2001", "千と千尋の神隠し", "7"]
     with pytest.raises(ValueError, match="line 2 is not utf-8.*encoding="):
         read_interactions(write(rows.split("千")[0].encode("latin-1") + b"x\n"))
     latin = read_interactions(write("user,item\n1,é\n".encode("latin-1")), encoding="latin-1")
     assert latin.describe_item(1) == "é"
+
+
+def test_quotes_may_hold_separators_and_line_breaks(write):
+    inter = read_interactions(write('user,item,title\n1,"a,\nb","two\nlines"\n2,c,""\n'))
+    assert as_dict(inter) == {1: ["a,\nb"], 2: ["c"]}
+    assert inter.item_names.tolist() == ["", "two\nlines", "c"]
 
 
 def test_duplicates_are_kept_unless_dropped(write):
@@ -180,6 +191,8 @@ FLAWS = [
     ("user,item,ts\n1,2,3\n\n4,5\n6,7,8,9\n", 4, "4,5", "2 fields where 3 were expected"),
     ("user,item,ts\n1,2,3\n1,,3\n", 3, "1,,3", "no item"),
     ("user,item,ts\n ,2,3\n1,2,3\n", 2, " ,2,3", "no user"),
+    ("\n\nuser,item,ts\n1,2,3\n1,,3\n", 5, "1,,3", "no item"),
+    ('user,item,ts\n1,2,"3"\n"x\ny",,3\n', 3, '"x\ny",,3', "no item"),
     ("user,item,ts\r\n1,2,3\r\n\r\n1,2,soon\r\n", 4, "1,2,soon", "neither a number nor a date"),
     ("user,item,ts\n1,2,3\n1,2,inf\n", 3, "1,2,inf", "neither a number nor a date"),
     ("user,item,ts\n1,2,2020-01-01\n1,2,2020-13-01\n", 3, "1,2,2020-13-01", "nor a date"),

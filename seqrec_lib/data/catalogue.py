@@ -7,7 +7,7 @@ named by their place in a data folder, which is also the place to put them by ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["DATASETS", "DataFile", "DatasetInfo", "Source", "Titles"]
 
@@ -87,27 +87,46 @@ class DatasetInfo:
     sources: tuple[Source, ...]
     note: str = ""
     by_hand: str = ""
-    timestamps: bool = field(init=False)
 
-    def __post_init__(self):
-        clock = any(s.read.get("timestamp") not in (None, False) for s in self.sources)
-        object.__setattr__(self, "timestamps", clock)
+    @property
+    def timestamps(self) -> bool:
+        """Whether the preferred source has timestamps."""
+        return self.sources[0].read.get("timestamp") not in (None, False)
 
 
 def _counts(users: int, items: int, interactions: int) -> dict[str, int]:
     return {"users": users, "items": items, "interactions": interactions}
 
 
-# ---- MovieLens -------------------------------------------------------------------------
+# ---- what to cite, and on what terms -------------------------------------------------------------------------
 
 HARPER = (
     "F. M. Harper and J. A. Konstan (2015). The MovieLens Datasets: History and Context. "
     "ACM Transactions on Interactive Intelligent Systems 5(4), 19. doi:10.1145/2827872"
 )
+S3REC = (
+    "K. Zhou et al. (2020). S3-Rec: Self-Supervised Learning for Sequential Recommendation with "
+    "Mutual Information Maximization. CIKM. arXiv:2008.07873"
+)
+AMAZON = (
+    "J. McAuley, C. Targett, Q. Shi and A. van den Hengel (2015). Image-Based Recommendations on "
+    "Styles and Substitutes. SIGIR. arXiv:1506.04757"
+)
+SASREC = (
+    "W.-C. Kang and J. McAuley (2018). Self-Attentive Sequential Recommendation. ICDM. "
+    "arXiv:1808.09781"
+)
+LASTFM = (
+    "I. Cantador, P. Brusilovsky and T. Kuflik (2011). 2nd Workshop on Information Heterogeneity "
+    "and Fusion in Recommender Systems (HetRec). RecSys. doi:10.1145/2043932.2044016"
+)
 NO_REDISTRIBUTION = (
     "Research use with acknowledgement; no redistribution and no commercial use without "
     "permission (GroupLens, README of the data set)"
 )
+
+# ---- MovieLens --------------------------------------------------------------------------
+
 # SHA-256 of the archives, as TensorFlow Datasets pins them (url_checksums/movielens.txt)
 GROUPLENS = {
     "ml-100k": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
@@ -205,8 +224,7 @@ MOVIELENS = [
         title="MovieLens-1M",
         homepage="https://grouplens.org/datasets/movielens/1m/",
         licence=NO_REDISTRIBUTION,
-        citation=f"{HARPER}. Filter and order: W.-C. Kang and J. McAuley (2018). Self-Attentive "
-        "Sequential Recommendation. ICDM. arXiv:1808.09781",
+        citation=f"{HARPER}. Filter and order: {SASREC}",
         statistics=_counts(6_040, 3_416, 999_611),
         sources=(
             Source(
@@ -266,23 +284,6 @@ MOVIELENS = [
 
 
 # ---- Amazon, Yelp, LastFM: files that papers share ---------------------------------------
-
-S3REC = (
-    "K. Zhou et al. (2020). S3-Rec: Self-Supervised Learning for Sequential Recommendation with "
-    "Mutual Information Maximization. CIKM. arXiv:2008.07873"
-)
-AMAZON = (
-    "J. McAuley, C. Targett, Q. Shi and A. van den Hengel (2015). Image-Based Recommendations on "
-    "Styles and Substitutes. SIGIR. arXiv:1506.04757"
-)
-SASREC = (
-    "W.-C. Kang and J. McAuley (2018). Self-Attentive Sequential Recommendation. ICDM. "
-    "arXiv:1808.09781"
-)
-LASTFM = (
-    "I. Cantador, P. Brusilovsky and T. Kuflik (2011). 2nd Workshop on Information Heterogeneity "
-    "and Fusion in Recommender Systems (HetRec). RecSys. doi:10.1145/2043932.2044016"
-)
 
 
 def _s3rec(name, title, file, sha256, counts, origin, licence) -> DatasetInfo:

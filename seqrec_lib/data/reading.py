@@ -19,6 +19,8 @@ What is decided here, once:
 from __future__ import annotations
 
 import codecs
+import contextlib
+import csv
 import gzip
 import os
 import re
@@ -168,10 +170,17 @@ def _as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
     return data if same else b"".join(recoded)
 
 
-def _lines(data: bytes) -> list[tuple[int, str]]:
-    """The non-empty lines with their numbers, for error messages."""
-    lines = enumerate(data.splitlines(), 1)
-    return [(n, line.decode(errors="replace")) for n, line in lines if line]
+def _lines(data: bytes, quoted: bool = False) -> list[tuple[int, str]]:
+    """The non-empty lines with their numbers, for error messages; quotes may hold line breaks."""
+    lines = [line.decode(errors="replace") for line in data.splitlines()]
+    if not (quoted and b'"' in data):
+        return [(n, line) for n, line in enumerate(lines, 1) if line]
+    found, start, reader = [], 0, csv.reader(lines)
+    for fields in reader:
+        if fields:
+            found.append((start + 1, "\n".join(lines[start : reader.line_num])))
+        start = reader.line_num
+    return found
 
 
 def _fields(line: str, sep: str) -> list[str]:
@@ -238,11 +247,12 @@ def _choose(path: Path, names: list[str], wanted: dict[str, Column]) -> dict[str
 
 def _rows(path: Path, data: bytes, sep: str, names: list[str], header: bool, chosen: dict) -> _Log:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow
 
-    if sep == " " and (b"  " in data or b" \n" in data or b"\t" in data or b"\n " in data):
-        data = re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", re.sub(rb"[ \t]+", b" ", data))
-    original, mark = data, sep
+    if sep == " ":
+        data = re.sub(rb"[ \t]+", b" ", data) if b"  " in data or b"\t" in data else data
+        data = re.sub(rb"(?m)^ | (?=\r?$)", b"", data)
+    original, mark, quoted = data, sep, sep in (",", ";")
     if len(sep) > 1:  # the parser knows one-character separators only
         data, mark = data.replace(sep.encode(), b"\x1f"), "\x1f"
     bad = []
@@ -251,43 +261,44 @@ def _rows(path: Path, data: bytes, sep: str, names: list[str], header: bool, cho
         bad.append(row)
         return "skip"
 
-    unique = [f"{n}" for n in range(len(names))]
-    column_of = {role: unique[names.index(column)] for role, column in chosen.items()}
-    kind = {role: pa.string() for role in chosen} | {
-        role: pa.dictionary(pa.int32(), pa.string()) for role in ("user", "item")
-    }
+    columns = [str(n) for n in range(len(names))]
+    column_of = {role: columns[names.index(column)] for role, column in chosen.items()}
+    id_type = pa.dictionary(pa.int32(), pa.string())
+    kind = {role: id_type if role in ("user", "item") else pa.string() for role in chosen}
     try:
-        table = csv.read_csv(
-            pa.BufferReader(data),
+        table = arrow.read_csv(
+            pa.BufferReader(data.lstrip(b"\r\n")),
             # one thread: only then does the parser know a bad row's number
-            read_options=csv.ReadOptions(
-                use_threads=False, column_names=unique, skip_rows=int(header), block_size=1 << 24
+            read_options=arrow.ReadOptions(
+                use_threads=False, column_names=columns, skip_rows=int(header), block_size=1 << 24
             ),
-            parse_options=csv.ParseOptions(
+            parse_options=arrow.ParseOptions(
                 delimiter=mark,
-                quote_char='"' if sep in (",", ";") else False,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted and b'"' in data,
                 invalid_row_handler=remember,
             ),
-            convert_options=csv.ConvertOptions(
+            convert_options=arrow.ConvertOptions(
                 include_columns=list(dict.fromkeys(column_of.values())),
                 column_types={column_of[role]: kind[role] for role in chosen},
             ),
         )
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
-            raise ValueError(f"{path} is empty below its header") from error
-        raise ValueError(f"{path} cannot be read as text columns: {error}") from error
-
-    skipped = [row.number for row in bad]
+            raise ValueError(f"{path} holds no interaction") from error
+        raise ValueError(f"{path} cannot be read as rows of fields: {error}") from error
 
     def place(number: int) -> str:
-        """Where the ``number``-th non-empty line (from 1, header included) is, and what it says."""
-        line, content = _lines(original)[number - 1]
+        """Where the ``number``-th non-empty line (from 1, header included) is; what it says."""
+        try:
+            line, content = _lines(original, quoted)[number - 1]
+        except (csv.Error, IndexError):  # quotes in such disorder that lines cannot be counted
+            return f"{path}, non-empty line {number}"
         return f"{path}, line {line}: {content[:120]!r}"
 
     def locate(row: int) -> str:
         numbers = np.arange(1 + header, len(table) + len(bad) + 1 + header)
-        return place(np.setdiff1d(numbers, skipped)[row])
+        return place(np.setdiff1d(numbers, [row.number for row in bad])[row])
 
     log = _Log({role: table[column_of[role]] for role in chosen}, locate, len(bad))
     if bad:
@@ -358,37 +369,21 @@ def _parquet(path: Path, wanted: dict[str, Column]) -> _Log:
 
 def _assemble(path: Path, log: _Log, duplicates: str, on_bad_rows: str, name: str) -> Interactions:
     """Check the rows, number users and items, and put each user's events in time order."""
-    user, user_ids = _numbered(log.columns.pop("user"))
-    item, item_ids = _numbered(log.columns.pop("item"))
+    user, user_ids = _encoded(log.columns.pop("user"))
+    item, item_ids = _encoded(log.columns.pop("item"))
     time = _seconds(log.columns.pop("timestamp")) if "timestamp" in log.columns else None
     title = log.columns.pop("title", None)
 
-    good, problems = np.ones(len(user), bool), {"no user": user < 0, "no item": item < 0}
-    if time is not None:
-        problems["a time that is neither a number nor a date"] = ~np.isfinite(time)
-    for mask in problems.values():
-        good &= ~mask
+    good = _good_rows(path, log, user, item, time, on_bad_rows)
     num_bad = log.num_bad + int((~good).sum())
-    if num_bad:
-        first = log.first_bad
-        if first is None:
-            row = int(np.argmin(good))
-            what = next(what for what, mask in problems.items() if mask[row])
-            first = f"{log.locate(row)}: {what}"
-        if on_bad_rows == "raise":
-            more = f" ({num_bad - 1} more rows are malformed.)" if num_bad > 1 else ""
-            raise ValueError(f"{first}. {REMEDY}{more}")
-        warnings.warn(
-            f"{path}: skipped {num_bad} of {len(good) + log.num_bad} rows as malformed; {first}",
-            stacklevel=3,
-        )
-    rows = np.flatnonzero(good) if not good.all() else slice(None)
-    user, item = user[rows], item[rows]
-    time = None if time is None else time[rows]
-    title = None if title is None else title.combine_chunks().take(np.arange(len(good))[rows])
-    if not len(user):
-        raise ValueError(f"{path} holds no {'well-formed ' if num_bad else ''}interaction")
     dropped = {"malformed rows": num_bad} if num_bad else {}
+    if not good.any():
+        raise ValueError(f"{path} holds no {'well-formed ' if num_bad else ''}interaction")
+    if not good.all():
+        user, item = user[good], item[good]
+        time = None if time is None else time[good]
+    if title is not None:
+        title = title.cast("string").combine_chunks().filter(good)
 
     if duplicates == "drop":
         import pandas as pd
@@ -400,8 +395,8 @@ def _assemble(path: Path, log: _Log, duplicates: str, on_bad_rows: str, name: st
         time = None if time is None else time[first]
         title = None if title is None else title.filter(first)
 
-    user, user_ids = _compact(user, user_ids)
-    item, item_ids = _compact(item, item_ids)
+    user, user_ids = _numbered(user, user_ids)
+    item, item_ids = _numbered(item, item_ids)
     names = None if title is None else _first_titles(item, title, item_ids)
     order = _by_user_and_time(user, time)
     return Interactions(
@@ -416,31 +411,58 @@ def _assemble(path: Path, log: _Log, duplicates: str, on_bad_rows: str, name: st
     )
 
 
-def _numbered(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids to numbers: (codes (N,) int32, -1 where missing; distinct ids, sorted)."""
+def _good_rows(path: Path, log: _Log, user, item, time, on_bad_rows: str) -> np.ndarray:
+    """(N,) which rows are well formed; those that are not are an error, or reported."""
+    problems = {"no user": user < 0, "no item": item < 0}
+    if time is not None:
+        problems["a time that is neither a number nor a date"] = ~np.isfinite(time)
+    bad = np.logical_or.reduce(list(problems.values()))
+    num_bad, first = log.num_bad + int(bad.sum()), log.first_bad
+    if not num_bad:
+        return ~bad
+    if first is None:
+        row = int(np.argmax(bad))
+        first = f"{log.locate(row)}: {next(what for what, mask in problems.items() if mask[row])}"
+    if on_bad_rows == "raise":
+        more = f" ({num_bad - 1} more rows are malformed.)" if num_bad > 1 else ""
+        raise ValueError(f"{first}. {REMEDY}{more}")
+    total = len(bad) + log.num_bad
+    warnings.warn(f"{path}: skipped {num_bad} of {total} rows as malformed; {first}", stacklevel=4)
+    return ~bad
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(codes (N,) int32, -1 where the id is missing; the id of each code, integers or text)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     column = column.unify_dictionaries()
-    chunks = [np.asarray(c.indices.fill_null(-1)) for c in column.chunks]
-    values = column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.int64())
-    codes = np.concatenate(chunks).astype(np.int32, copy=False) if chunks else np.empty(0, np.int32)
-    if pa.types.is_integer(values.type):
-        ids, rank = np.unique(values.to_numpy(), return_inverse=True)
-    else:
-        if pa.types.is_floating(values.type) and pc.all(pc.equal(pc.floor(values), values)).as_py():
-            values = values.cast(pa.int64())  # whole numbers that met a missing value somewhere
-        text = [value.strip() for value in values.cast(pa.string()).to_pylist()]
-        ids = np.array(sorted(set(text) - {""}), dtype=object)
-        place = {value: i for i, value in enumerate(ids)} | {"": -1}
-        rank = np.array([place[value] for value in text], dtype=np.int64)
-        if len(ids) and all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) for value in ids):
-            ids, by_value = np.unique(ids.astype(np.int64), return_inverse=True)
-            rank = np.append(by_value, -1)[rank]
-    rank = np.append(rank, -1).astype(np.int32)  # the last entry serves code -1
-    return rank[codes], ids
+    ids = column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.int64())
+    codes = [np.asarray(chunk.indices.fill_null(-1), np.int32) for chunk in column.chunks]
+    codes = np.concatenate([np.empty(0, np.int32), *codes])
+    if pa.types.is_floating(ids.type) and pc.all(pc.equal(pc.floor(ids), ids)).as_py():
+        ids = ids.cast(pa.int64())  # whole numbers that met a missing value somewhere
+    if pa.types.is_integer(ids.type):
+        return codes, ids.to_numpy()
+    ids = np.array([text.strip() for text in ids.cast(pa.string()).to_pylist()], dtype=object)
+    return np.where(np.append(ids == "", False)[codes], np.int32(-1), codes), ids
+
+
+def _numbered(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids in their order, those that have rows, and each row's place among them."""
+    used = np.bincount(codes, minlength=len(ids)) > 0
+    kept = ids[used]
+    if kept.dtype == object and all(re.fullmatch(r"0|-?[1-9][0-9]*", id_) for id_ in kept):
+        with contextlib.suppress(OverflowError):  # longer than 64 bits: they stay text
+            kept = kept.astype(np.int64)
+    ordered, place = np.unique(kept, return_inverse=True)
+    rank = np.zeros(len(ids), dtype=np.int32)
+    rank[used] = place
+    return rank[codes], ordered
 
 
 def _seconds(column: pa.ChunkedArray) -> np.ndarray:
@@ -458,10 +480,8 @@ def _seconds(column: pa.ChunkedArray) -> np.ndarray:
         return ticks.to_pandas().to_numpy(np.float64, na_value=np.nan) / per_second
     for kind in (pa.int64(), pa.float64()):  # the fast ways, for columns without a flaw
         if not column.null_count:
-            try:
+            with contextlib.suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 return column.cast(kind).to_numpy()
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                pass
     values = column.to_pandas()
     times = pd.to_numeric(values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if np.isnan(times).all():  # not one number: dates
@@ -469,14 +489,6 @@ def _seconds(column: pa.ChunkedArray) -> np.ndarray:
         times = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(np.float64)
     whole = np.all(times == np.floor(times)) and np.all(np.abs(times) < 2**53)  # False for NaN
     return times.astype(np.int64) if whole else times
-
-
-def _compact(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without the ids that lost all their rows."""
-    used = np.bincount(codes, minlength=len(ids)) > 0
-    if used.all():
-        return codes, ids
-    return (np.cumsum(used, dtype=np.int32) - 1)[codes], ids[used]
 
 
 def _by_user_and_time(user: np.ndarray, time: np.ndarray | None) -> np.ndarray | slice:
@@ -492,13 +504,13 @@ def _by_user_and_time(user: np.ndarray, time: np.ndarray | None) -> np.ndarray |
 
 
 def _with_padding(ids: np.ndarray) -> np.ndarray:
-    padding = np.array([0 if ids.dtype.kind == "i" else ""], dtype=ids.dtype)
+    padding = np.array([0 if ids.dtype.kind in "iu" else ""], dtype=ids.dtype)
     return np.concatenate([padding, ids])
 
 
 def _first_titles(item: np.ndarray, title: pa.Array, item_ids: np.ndarray) -> np.ndarray:
     """(num_items + 1,) each item's first title in the file, or its id where it has none."""
-    titled = np.flatnonzero(title.is_valid())
+    titled = np.flatnonzero(title.fill_null("").to_numpy(zero_copy_only=False) != "")
     items, first = np.unique(item[titled], return_index=True)
     names = np.array(["", *map(str, item_ids)], dtype=object)
     names[items + 1] = title.take(titled[first]).to_pylist()
