@@ -190,6 +190,20 @@ def test_batches_and_modes_leave_no_trace(monkeypatch):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_devices_agree_and_the_model_comes_home(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    split = random_split(50, 60, seed=2)
+    model = Dot(60, bias=True).double()  # so that no rank hangs on a rounding
+    here, there = evaluate(model, split), evaluate(model, split, device=device)
+    assert np.array_equal(here.ranks, there.ranks)
+    assert np.array_equal(here.filtered.ranks, there.filtered.ranks)
+    few = evaluate(model, split, sampled=9), evaluate(model, split, sampled=9, device=device)
+    assert np.array_equal(few[0].ranks, few[1].ranks)
+    assert model.table.device.type == "cpu"
+
+
 def test_modes_come_back_after_an_error():
     split = random_split(5, 60)
     model = Dot(60)

@@ -1,7 +1,7 @@
 """Three models without a gradient, each one matrix of counts.
 
-They are quick to fit and harder to beat than they look: on short histories the first-order
-chain is close to what a transformer reaches. None of them looks at the held-out parts.
+They are quick to fit and harder to beat than they look, the first-order chain on short
+histories above all. None of them looks at the held-out parts.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class ItemKNN(Baseline):
     The defaults did well on the validation parts of beauty, lastfm and ml-1m together.
 
     Args:
-        neighbours: similar items kept for each item.
+        neighbours: similar items kept for each item; which of several equally similar ones
+            at the end of that list are kept is arbitrary.
         decay: 1 looks at the history as a set; below 1 at its end first.
         shrink: above 0, distrusts similarities between rare items.
     """
