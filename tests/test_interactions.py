@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import logs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_helpers import logs
 from seqrec_lib.data import Interactions, Ragged
 
 LISTS = st.lists(st.lists(st.integers(1, 9), max_size=5), max_size=6)

@@ -11,8 +11,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from data_helpers import FOLDER, needs
 
+from data_helpers import FOLDER, needs
 from seqrec_lib.data import DATASETS, DatasetInfo, load_dataset, loading
 from seqrec_lib.data.catalogue import DataFile, Source, Titles
 

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_helpers import logs, needs
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from data_helpers import logs, needs
 from seqrec_lib.data import (
     Interactions,
     Part,

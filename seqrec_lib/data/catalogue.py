@@ -98,7 +98,7 @@ def _counts(users: int, items: int, interactions: int) -> dict[str, int]:
     return {"users": users, "items": items, "interactions": interactions}
 
 
-# ---- what to cite, and on what terms -------------------------------------------------------------------------
+# ---- what to cite, and on what terms ----------------------------------------------------
 
 HARPER = (
     "F. M. Harper and J. A. Konstan (2015). The MovieLens Datasets: History and Context. "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -99,11 +100,13 @@ class Truth:
             predicted from all before it: ``{"HR@10": .., "NDCG@10": .., ..}``.
         sources: (N,) for each event, the position (in its user's sequence) of the event
             that decided it, or -1 where none did.
+        oracle: a model that knows the rule and reaches ``best``; ``sr.evaluate`` takes it.
     """
 
     rule: str
     best: Mapping[str, float]
     sources: np.ndarray
+    oracle: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
