@@ -1,0 +1,51 @@
+"""Where a run stands, in one file, so that it can go on after anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import atomic_path
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(path: str | os.PathLike, identity: dict[str, Any], **state: Any) -> None:
+    """Write tensors and plain data, atomically. ``identity`` says which run this is."""
+    with atomic_path(path) as temporary:
+        torch.save({"identity": json.dumps(identity, sort_keys=True), **state}, temporary)
+
+
+def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """What :func:`save_checkpoint` wrote; None where there is nothing to go on from.
+
+    A file that cannot be read is set aside as ``*.damaged`` with a warning.
+
+    Raises:
+        ValueError: the file belongs to a run with other settings; they are named.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = json.loads(saved["identity"])
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError, pickle.UnpicklingError) as error:
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        warnings.warn(f"{path} could not be read ({error}); it is now {aside.name}, and training "
+                      "starts from the beginning", stacklevel=3)
+        return None
+    mine = json.loads(json.dumps(identity))
+    differing = [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
+                 for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+    if differing:
+        raise ValueError(f"{path} is the checkpoint of another run ({'; '.join(differing)}); "
+                         "give this run another file, or delete that one")
+    return saved

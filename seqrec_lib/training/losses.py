@@ -1,0 +1,139 @@
+"""What training minimises: the next item against all others, or against a few.
+
+Every loss has the form ``loss(model, encoded, targets, negatives)`` on flat positions:
+``encoded`` (n, D) is what the model knows at n positions, ``targets`` (n,) the items that came
+next, ``negatives`` (n, k) items that did not (None for ``"ce"``). It returns the mean over
+positions, a scalar.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["LOSSES", "bce", "bpr", "ce", "chunked_cross_entropy", "sampled_ce"]
+
+
+def ce(model, encoded, targets: Tensor, negatives: None = None) -> Tensor:
+    """Cross-entropy of the target among all items."""
+    table, bias = model.readout()
+    return chunked_cross_entropy(
+        model.queries(encoded), table[1:], targets - 1, None if bias is None else bias[1:]
+    )
+
+
+def sampled_ce(model, encoded, targets: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy of the target among itself and its sampled negatives."""
+    positive, negative = _scores(model, encoded, targets, negatives)
+    return (torch.cat([positive, negative], 1).logsumexp(1) - positive[:, 0]).mean()
+
+
+def bce(model, encoded, targets: Tensor, negatives: Tensor) -> Tensor:
+    """Binary cross-entropy, one negative by default (Kang & McAuley 2018, eq. 7).
+
+    With k negatives their terms are summed. As in the authors' code it is the mean over
+    positions of both terms' sum.
+    """
+    positive, negative = _scores(model, encoded, targets, negatives)
+    return (F.softplus(-positive).sum(1) + F.softplus(negative).sum(1)).mean()
+
+
+def bpr(model, encoded, targets: Tensor, negatives: Tensor) -> Tensor:
+    """-log sigmoid(positive - negative) (Rendle et al. 2009), mean over negatives.
+
+    A model with a ``regularizer(encoded, targets, negatives)`` adds it (STOSA).
+    """
+    positive, negative = _scores(model, encoded, targets, negatives)
+    loss = F.softplus(negative - positive).mean()
+    penalty = getattr(model, "regularizer", None)
+    return loss if penalty is None else loss + penalty(encoded, targets, negatives)
+
+
+LOSSES = {"ce": ce, "sampled_ce": sampled_ce, "bce": bce, "bpr": bpr}
+
+
+def _scores(model, encoded, targets, negatives):
+    """Scores of the targets (n, 1) and of the negatives (n, k), without scoring all items."""
+    table, bias = model.readout()
+    items = torch.cat([targets[:, None], negatives], 1)
+    scores = torch.einsum("nd,nkd->nk", model.queries(encoded), F.embedding(items, table))
+    if bias is not None:
+        scores = scores + bias[items]
+    return scores[:, :1], scores[:, 1:]
+
+
+def chunked_cross_entropy(
+    queries: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None, chunk: int = 512
+) -> Tensor:
+    """Mean cross-entropy of ``queries @ table.T + bias`` without ever holding it whole.
+
+    Loss and gradient are formed together, ``chunk`` positions at a time, while the chunk's
+    logits are still in the cache: for a row with softmax p and target t,
+    d/dq = sum_j p_j e_j - e_t and d/de_j = (p_j - [j = t]) q. Under ``torch.autocast`` the
+    matrix products take its type; sums over positions stay in the table's.
+
+    Args:
+        queries: (n, D). table: (V, D). targets: (n,) rows of the table. bias: (V,) or None.
+
+    Raises:
+        ValueError: n is 0.
+    """
+    if not len(targets):
+        raise ValueError("no position to compute a loss on: no sequence has two items")
+    kind = table.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if mixed else table.dtype
+    return _ChunkedCrossEntropy.apply(queries, table, targets, bias, chunk, dtype)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, queries, table, targets, bias, chunk, dtype):
+        wanted = any(ctx.needs_input_grad)
+        with torch.autocast(table.device.type, enabled=False):
+            q, e = queries.to(dtype), table.to(dtype)
+            d_queries = torch.empty_like(q) if wanted else None
+            d_table = torch.zeros_like(table) if wanted else None
+            d_bias = torch.zeros_like(bias) if wanted and bias is not None else None
+            logits = q.new_empty(min(chunk, len(q)), len(e))
+            softmax = torch.empty_like(logits)
+            losses = []
+            for start in range(0, len(q), chunk):
+                part = q[start : start + chunk]
+                s, p = logits[: len(part)], softmax[: len(part)]
+                torch.mm(part, e.T, out=s)
+                if bias is not None:
+                    s += bias
+                torch.softmax(s, -1, out=p)
+                # the smallest normal number keeps the reported loss finite where p underflows
+                chosen = p.gather(1, targets[start : start + chunk, None]).to(table.dtype)
+                losses.append(-chosen.clamp(min=torch.finfo(table.dtype).tiny).log().sum())
+                if wanted:
+                    torch.mm(p, e, out=d_queries[start : start + chunk])
+                    _add_product(d_table, p.T, part)
+                    if d_bias is not None:
+                        d_bias += p.sum(0)
+            if wanted:
+                d_queries = d_queries.to(queries.dtype) - e[targets].to(queries.dtype)
+                d_table.index_add_(0, targets, queries.to(table.dtype), alpha=-1)
+                if d_bias is not None:
+                    d_bias -= torch.bincount(targets, minlength=len(table)).to(d_bias.dtype)
+        ctx.save_for_backward(d_queries, d_table, d_bias)
+        ctx.count = len(targets)
+        return torch.stack(losses).sum() / ctx.count
+
+    @staticmethod
+    def backward(ctx, gradient):
+        scale = gradient / ctx.count
+        d_queries, d_table, d_bias = ctx.saved_tensors
+        d_bias = None if d_bias is None else d_bias * scale
+        return d_queries * scale.to(d_queries.dtype), d_table * scale, None, d_bias, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in place, the sum in ``total``'s type."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
