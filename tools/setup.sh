@@ -30,6 +30,6 @@ fi
 touch "$unfinished"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 "$venv/bin/python" -m pip install --requirement requirements.txt
+rm "$unfinished"
 # no build isolation: the build tool is pinned in requirements.txt like everything else
 "$venv/bin/python" -m pip install --no-deps --no-build-isolation --editable .
-rm "$unfinished"
