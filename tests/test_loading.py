@@ -180,6 +180,7 @@ def test_what_kaggle_keeps_is_asked_for_by_hand(tmp_path):
 # ---- the cache -----------------------------------------------------------------------------
 
 LOG = "1 3 1 2\n2 2 3\n"
+HASH = hashlib.sha256(LOG.encode()).hexdigest()
 SEQUENCES = {"layout": "sequences", "sep": " "}
 
 
@@ -251,16 +252,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
 
 def test_a_file_that_differs_is_named(tmp_path):
     put(tmp_path, "made.txt", LOG)
-    info = made(DataFile("made.txt", sha256="0" * 64), statistics=(2, 4, 5))
-    with pytest.warns(
-        UserWarning, match="made.txt is not .* Made: 3 items, not 4; SHA-256 [0-9a-f]"
-    ):
+    put(tmp_path, "titles.txt", "1|one")
+    titles = Titles(DataFile("titles.txt", sha256="1" * 64), sep="|")
+    info = made(DataFile("made.txt", sha256=HASH), titles, statistics=(2, 4, 5))
+    with pytest.warns(UserWarning) as caught:
         loading._load(info, tmp_path)
+    (message,) = (str(warning.message) for warning in caught)
+    assert "made.txt is not the published Made: 3 items, not 4; SHA-256 of titles.txt" in message
 
 
 # ---- downloading ---------------------------------------------------------------------------
-
-HASH = hashlib.sha256(LOG.encode()).hexdigest()
 
 
 @pytest.fixture

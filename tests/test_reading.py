@@ -234,7 +234,11 @@ def test_a_user_without_items_is_malformed(write):
         (b"user,item\n1,\n", "log.csv", "line 2.*no item"),
         (b"<!DOCTYPE html><html>404", "log.csv", "web page.*Download the file again"),
         (b"\n <html>", "log.tsv", "web page"),
-        (gzip.compress(ROWS.encode() * 99, mtime=0)[:-20], "log.csv.gz", "cut short.*Download it again"),
+        (
+            gzip.compress(ROWS.encode() * 99, mtime=0)[:-20],
+            "log.csv.gz",
+            "cut short.*Download it again",
+        ),
         (b"\x1f\x8b\x08rubbish", "log.csv.gz", "cut short or damaged"),
         (b"PK\x03\x04...", "log.csv", "zip archive: unpack"),
         (b"PAR1 but no more", "log.parquet", "Parquet file that is cut short"),

@@ -68,25 +68,27 @@ def cache_dir() -> Path:
 def _load(info: DatasetInfo, data_dir: str | os.PathLike | None) -> Interactions:
     folders = [Path(d) for d in (data_dir, os.environ.get("SEQREC_DATA"), cache_dir()) if d]
     source, log = _find(info, folders)
-    extras = [source.titles and source.titles.file, source.item_map]
-    found = [extra and _optional(extra, folders) for extra in extras]
-    digests = [path and _sha256(path) for path in (log, *found)]
+    files = [source.log, source.titles and source.titles.file, source.item_map]
+    paths = [log, *(file and _optional(file, folders) for file in files[1:])]
+    digests = [path and _sha256(path) for path in paths]
 
     key = hashlib.sha256(repr((PARSED, source, digests)).encode()).hexdigest()[:16]
     parsed = cache_dir() / "parsed" / f"{info.name}-{key}.npz"
-    inter = _remembered(parsed, lambda: _parse(info.name, source, log, *found))
+    inter = _remembered(parsed, lambda: _parse(info.name, source, *paths))
 
-    wrong = {
-        what: f"{inter.statistics[what]:,} {what}, not {published:,}"
+    wrong = [
+        f"{inter.statistics[what]:,} {what}, not {published:,}"
         for what, published in info.statistics.items()
         if inter.statistics[what] != published
-    }
-    if source.log.sha256 not in (None, digests[0]):
-        wrong["sha256"] = f"SHA-256 {digests[0]}, not {source.log.sha256}"
+    ] + [
+        f"SHA-256 of {path.name} is {digest}, not {file.sha256}"
+        for file, path, digest in zip(files, paths, digests, strict=True)
+        if path and file.sha256 not in (None, digest)
+    ]
     if wrong:
         warnings.warn(
-            f"{log} is not the published {info.title}: {'; '.join(wrong.values())}. Results on it "
-            "do not compare with published ones; delete it to fetch it anew.",
+            f"{log} is not the published {info.title}: {'; '.join(wrong)}. Results on it do not "
+            "compare with published ones; delete what differs to fetch it anew.",
             stacklevel=3,
         )
     return inter

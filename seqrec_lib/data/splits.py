@@ -121,9 +121,11 @@ def global_temporal(
 
     A model knows nothing of items that training never shows. A question whose target is one is
     dropped; from histories such items are taken out; both are counted, and so are questions
-    left without a history. This is the split of Gusak et al. 2025 (arXiv:2507.16289), target
-    "last", validation by user, except that they take unseen items out before they choose the
-    target.
+    left without a history. ``train.num_items`` remains that of the whole log.
+
+    After Gusak et al. 2025 (arXiv:2507.16289): their global temporal split with the target
+    "last" and validation by user. They take a fixed number of validation users; what becomes
+    of unseen items is decided here.
 
     Args:
         inter: a log with timestamps.
