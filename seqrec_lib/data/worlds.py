@@ -130,7 +130,7 @@ def markov(
         num_users, num_items, length: the size of the log; every user has ``length`` events.
         seed: of the tables and of the log.
         num_successors: successors of each item, drawn at random.
-        decay: in (0, 1]; 1 makes the successors equally likely.
+        decay: from 0 (only the first successor) to 1 (all equally likely).
         noise: share of events that follow no rule.
 
     Returns:
@@ -141,11 +141,8 @@ def markov(
     """
     _check_sizes(num_users, num_items, length, num_successors=num_successors)
     _check_shares(noise=noise, decay=decay)
-    if num_successors > num_items or decay == 0:
-        raise ValueError(
-            f"num_successors={num_successors} must not exceed num_items={num_items}, "
-            f"and decay={decay} must be positive"
-        )
+    if num_successors > num_items:
+        raise ValueError(f"num_successors={num_successors} must not exceed num_items={num_items}")
     rng = np.random.default_rng(seed)
     successors = np.argsort(rng.random((num_items + 1, num_items)), axis=1)[:, :num_successors] + 1
     weights = decay ** np.arange(num_successors)
@@ -251,7 +248,7 @@ class SeriesOracle(_Genres, Oracle):
 
     def predict(self, histories):
         n, users = len(histories), np.arange(len(histories))
-        left = np.zeros((n, self.num_genres), dtype=np.int64)  # where the user left each series
+        left = np.zeros((n, self.num_genres), dtype=np.int64)  # the last item seen of each genre
         for items in histories.T:
             left[users, self.genre(items)] = items
         # Within a genre: the sequel where the series was begun, any item where it was not.
@@ -351,9 +348,8 @@ class TwoHopOracle(_Genres, Oracle):
         return first, pointers[np.arange(len(items)), first]
 
     def predict(self, histories):
-        n, t = histories.shape
-        users = np.arange(n)
-        if t < self.num_genres:
+        n, users = len(histories), np.arange(len(histories))
+        if histories.shape[1] < self.num_genres:  # still at the beginning
             fresh = np.ones((n, self.num_genres))
             genres = self.genre(histories)
             fresh[_rows(genres), genres] = 0
@@ -368,10 +364,10 @@ class TwoHopOracle(_Genres, Oracle):
 def two_hop(
     num_users: int = 2500,
     num_items: int = 200,
-    length: int = 32,
+    length: int = 40,
     seed: int = 0,
     *,
-    num_genres: int = 10,
+    num_genres: int = 20,
     direct: float = 0.3,
     noise: float = 0.1,
 ) -> Interactions:
@@ -384,10 +380,11 @@ def two_hop(
     hop is enough and it is the sequel of j; with probability ``noise`` it is any item. A user
     begins with one item of each genre, in random order.
 
-    Nothing about k shows in the last item, so one look at the history cannot find it: two
-    layers can, or attention weights composed with attention weights, since j's own weights
-    point at k. The direct events reward finding j by itself; without them a small model is not
-    rewarded until it has both steps, and learns neither.
+    Nothing about k shows in the last item, so one look at the history cannot find it. Two
+    layers can: in the first, j reads k; in the second, the last event reads j. So can weights
+    composed with weights, for the weights of j point at k, which is why j's pointer goes back
+    from j and not from the end. The direct events reward finding j by itself; without them a
+    small model is not rewarded until it has both steps, and learns neither.
 
     Args:
         num_users, num_items, length: the size of the log; every user has ``length`` events.
