@@ -77,6 +77,12 @@ def test_parquet_dates_integers_and_missing_values(tmp_path):
     assert list(inter.timestamps) == [1578009600, 1577923200]
 
 
+def test_parquet_types_that_are_no_ids_are_refused(tmp_path):
+    pd.DataFrame({"user": [1], "item": [[1, 2]]}).to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="log.parquet: column 'item' holds list.*is no item"):
+        read_interactions(tmp_path / "log.parquet")
+
+
 def test_given_columns_are_silent(write, capsys):
     path = write("when,who,what\n2,7,5\n1,7,6\n")
     inter = read_interactions(path, user="who", item="what", timestamp="when", title=False)

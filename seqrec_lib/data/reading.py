@@ -342,14 +342,18 @@ def _parquet(path: Path, wanted: dict[str, Column]) -> _Log:
     import pyarrow.parquet as pq
 
     try:
-        names = pq.read_schema(path).names
-        chosen = _choose(path, names, wanted)
+        schema = pq.read_schema(path)
+        chosen = _choose(path, schema.names, wanted)
+        for role, column in chosen.items():
+            kind = schema.field(column).type
+            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+                raise ValueError(f"{path}: column {column!r} holds {kind}, which is no {role}")
         # ids as dictionaries: an int32 per row and each id once
         table = pq.read_table(
             path,
             columns=list(dict.fromkeys(chosen.values())),
             memory_map=True,
-            read_dictionary=[c for c in (chosen["user"], chosen["item"])],
+            read_dictionary=[chosen["user"], chosen["item"]],
         )
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
@@ -382,6 +386,8 @@ def _assemble(path: Path, log: _Log, duplicates: str, on_bad_rows: str, name: st
     if not good.all():
         user, item = user[good], item[good]
         time = None if time is None else time[good]
+    if time is not None and time.dtype.kind == "f" and np.all(time == np.floor(time)):
+        time = time.astype(np.int64) if np.all(np.abs(time) < 2**53) else time
     if title is not None:
         title = title.cast("string").combine_chunks().filter(good)
 
@@ -466,7 +472,7 @@ def _numbered(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _seconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Times as numbers: int64 where whole, else float64 with NaN where there is none."""
+    """Times as numbers, integers or floats; NaN where there is none."""
     import pandas as pd
     import pyarrow as pa
 
@@ -487,8 +493,7 @@ def _seconds(column: pa.ChunkedArray) -> np.ndarray:
     if np.isnan(times).all():  # not one number: dates
         dates = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
         times = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(np.float64)
-    whole = np.all(times == np.floor(times)) and np.all(np.abs(times) < 2**53)  # False for NaN
-    return times.astype(np.int64) if whole else times
+    return times
 
 
 def _by_user_and_time(user: np.ndarray, time: np.ndarray | None) -> np.ndarray | slice:
