@@ -1,5 +1,6 @@
 """Logs of interactions: reading, loading, filtering and splitting them."""
 
+from . import worlds
 from .catalogue import DATASETS, DatasetInfo
 from .interactions import Interactions, Ragged, Truth
 from .loading import load_dataset
@@ -18,4 +19,5 @@ __all__ = [
     "leave_one_out",
     "load_dataset",
     "read_interactions",
+    "worlds",
 ]
