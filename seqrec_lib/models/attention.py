@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .weighting import Softmax, Weighting
 
 __all__ = ["Attention", "Block", "allowed_pairs"]
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.output = nn.Linear(dim, dim) if output else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.weighting: Weighting = Softmax()
         self.recorder: Callable[..., None] | None = None
 
@@ -104,7 +105,7 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(dim)
         self.norm_feed_forward = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.residual_scale = 1.0
         self.recorder: Callable[..., None] | None = None
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Block, allowed_pairs
+from .dropout import Dropout
 from .weighting import Weighting, describe_weighting, make_weighting
 
 __all__ = ["SASRec", "SequentialModel"]
@@ -140,7 +141,7 @@ class SASRec(SequentialModel):
             )
             # The LayerNorm outside the blocks: before the first ("post") or after the last.
             self.norm = nn.LayerNorm(dim)
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = Dropout(dropout)
             self.reset_parameters()
             self.set_weighting(attention)  # last, so that all else starts equal
 
@@ -178,7 +179,7 @@ class SASRec(SequentialModel):
 
 @contextlib.contextmanager
 def seeded(seed: int | None):
-    """Inside, torch's generator runs from ``seed``; afterwards it is where it was. None: nothing."""
+    """Inside, torch's generator runs from ``seed``; then goes on as before. None: no change."""
     if seed is None:
         yield
         return

@@ -26,7 +26,7 @@ from .losses import LOSSES
 __all__ = ["TrainingDiverged", "fit"]
 
 
-class TrainingDiverged(FloatingPointError):
+class TrainingDiverged(FloatingPointError):  # noqa: N818 (it names what happened)
     """The loss became NaN or infinite. The model holds the last good state."""
 
 

@@ -1,0 +1,71 @@
+"""Models on disk: one safetensors file, with the configuration in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..files import atomic_path
+from .sasrec import SASRec, SequentialModel
+from .weighting import WEIGHTINGS, Weighting
+
+__all__ = ["MODELS", "load", "save"]
+
+#: The classes that :func:`load` can make, by name.
+MODELS: dict[str, type[SequentialModel]] = {"SASRec": SASRec}
+
+
+def save(model: SequentialModel, path: str | os.PathLike) -> None:
+    """Write weights and configuration to ``path``, atomically.
+
+    The file is plain safetensors; its header holds the class and the constructor's arguments as
+    JSON. Nothing in it is code.
+
+    Raises:
+        TypeError: the model's class is not one that :func:`load` can make.
+    """
+    name = type(model).__name__
+    if MODELS.get(name) is not type(model):
+        raise TypeError(f"cannot save a {name}; load can make {', '.join(MODELS)}. "
+                        "For a class of your own, keep model.state_dict() with safetensors")
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    header = {"model": name, "config": json.dumps(model.config)}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=header)
+
+
+def load(
+    path: str | os.PathLike, device: str | torch.device = "cpu", attention: Weighting | None = None
+) -> SequentialModel:
+    """The model that :func:`save` wrote, in evaluation mode.
+
+    Args:
+        attention: a weighting of your own class, where the model was made with one: a file
+            holds its parameters but never its code.
+
+    Raises:
+        ValueError: the file is not a saved model, or its weighting must be passed.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        kind, config = MODELS[header["model"]], json.loads(header["config"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a model saved by this library ({error})") from error
+    spec = config["attention"]
+    name = spec if isinstance(spec, str) else spec["name"]
+    if attention is not None:
+        config["attention"] = attention
+    elif name not in WEIGHTINGS:
+        raise ValueError(f"{path} was made with the weighting {name!r}, which is not the "
+                         "library's; pass an instance of its class: load(path, attention=...)")
+    model = kind(**config)
+    model.load_state_dict(state)
+    return model.to(device).eval()
