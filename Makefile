@@ -44,7 +44,7 @@ stamp: $(READY)  ## rewrite what is derived from _config.yml and from the chapte
 	@$(PY) tools/book.py stamp
 
 bench: $(READY)  ## run the timed comparisons (minutes to hours; on an idle machine)
-	@for script in benchmarks/bench_*.py; do $(PY) $$script $(ARGS) || exit 1; done
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 
 study: $(READY)  ## run the grid of experiments that is missing in results/
 	@$(PY) -m seqrec_lib study $(ARGS)
