@@ -46,10 +46,30 @@ __all__ = [
 
 def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
     """softmax over the allowed keys; zero elsewhere, and in rows that allow none."""
-    hidden = ~allowed
-    # A finite floor, not -inf: a row of padding would be 0/0. What it gives is zeroed below.
-    floor = torch.finfo(scores.dtype).min
-    return scores.masked_fill(hidden, floor).softmax(-1).masked_fill(hidden, 0.0)
+    return _MaskedSoftmax.apply(scores, allowed)
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """As masked_fill, softmax, masked_fill, without what autograd would keep and copy for them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores, allowed):
+        hidden = ~allowed
+        # A finite floor, not -inf: a row of padding would be 0/0. What it gives is zeroed after.
+        filled = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+        return filled.softmax(-1).masked_fill_(hidden, 0.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weights,) = ctx.saved_tensors
+        # torch's own softmax backward: masked entries have weight 0, hence gradient 0
+        return torch._softmax_backward_data(gradient, weights, -1, weights.dtype), None
 
 
 class Weighting(nn.Module):
