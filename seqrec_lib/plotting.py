@@ -13,11 +13,20 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-__all__ = ["PALETTE", "heatmap", "learning_curve", "learning_curves"]
+__all__ = [
+    "PALETTE",
+    "bars",
+    "heatmap",
+    "labelled_points",
+    "learning_curve",
+    "learning_curves",
+    "timeline",
+]
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
 
 
 def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -> Axes:
@@ -29,16 +38,22 @@ def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -
     ax.set(xlabel="epoch", ylabel="training loss")
     other = ax.twinx()
     other.plot(epochs, history.column(metric), color=PALETTE[0], label=f"validation {metric}")
-    other.plot(history.best_epoch, history.best[metric], MARKERS[0], color=PALETTE[0],
-               label=f"best, epoch {history.best_epoch}")
+    other.plot(
+        history.best_epoch,
+        history.best[metric],
+        MARKERS[0],
+        color=PALETTE[0],
+        label=f"best, epoch {history.best_epoch}",
+    )
     other.set_ylabel(f"validation {metric}")
     handles = [h for axis in (ax, other) for h in axis.get_legend_handles_labels()[0]]
     ax.legend(handles, [h.get_label() for h in handles], frameon=False, loc="center right")
     return ax
 
 
-def learning_curves(histories: Mapping[str, object], metric: str = "NDCG@10",
-                    ax: Axes | None = None) -> Axes:
+def learning_curves(
+    histories: Mapping[str, object], metric: str = "NDCG@10", ax: Axes | None = None
+) -> Axes:
     """One column of several histories over the epochs: ``{label: history}``."""
     ax = _axes(ax)
     for i, (label, history) in enumerate(histories.items()):
@@ -48,9 +63,15 @@ def learning_curves(histories: Mapping[str, object], metric: str = "NDCG@10",
     return ax
 
 
-def heatmap(matrix, labels: Sequence[str] | None = None, ax: Axes | None = None,
-            title: str = "", annotate: bool | None = None, hide: np.ndarray | None = None,
-            **options) -> Axes:
+def heatmap(
+    matrix,
+    labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str = "",
+    annotate: bool | None = None,
+    hide: np.ndarray | None = None,
+    **options,
+) -> Axes:
     """A (query, key) map: queries downwards, keys to the right.
 
     Args:
@@ -65,9 +86,104 @@ def heatmap(matrix, labels: Sequence[str] | None = None, ax: Axes | None = None,
     annotate = len(matrix) <= 10 if annotate is None else annotate
     ticks = labels if labels is not None else "auto"
     options = {"cmap": "cividis", "cbar": True, "fmt": ".2f", "square": True, **options}
-    sns.heatmap(matrix, mask=hide, annot=annotate, xticklabels=ticks, yticklabels=ticks, ax=ax,
-                **options)
+    sns.heatmap(
+        matrix, mask=hide, annot=annotate, xticklabels=ticks, yticklabels=ticks, ax=ax, **options
+    )
     ax.set(xlabel="key (looked at)", ylabel="query (looking)", title=title)
+    return ax
+
+
+def bars(
+    frame, errors=None, ylabel: str = "", reference: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Grouped bars: a group for each row of ``frame``, a bar for each column.
+
+    Args:
+        frame: a pandas DataFrame of numbers.
+        errors: as ``frame``: half the height of each error bar.
+        reference: draws a dashed line there.
+    """
+    ax = _axes(ax)
+    width, place = 0.8 / len(frame.columns), np.arange(len(frame))
+    for i, column in enumerate(frame.columns):
+        ax.bar(
+            place + (i + 0.5) * width - 0.4,
+            frame[column],
+            width * 0.92,
+            label=column,
+            color=PALETTE[i % len(PALETTE)],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor="white",
+            yerr=None if errors is None else errors[column],
+            capsize=2,
+            ecolor="black",
+        )
+    if reference is not None:
+        ax.axhline(reference, color="black", ls="--", lw=1)
+    ax.set_xticks(place, frame.index)
+    ax.set_ylabel(ylabel)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def labelled_points(
+    points: Mapping[str, tuple[float, float]], groups: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """Named points; those of a group (one name for each point) share colour and marker."""
+    ax = _axes(ax)
+    for i, group in enumerate(dict.fromkeys(groups)):
+        chosen = [xy for xy, own in zip(points.values(), groups, strict=True) if own == group]
+        ax.plot(
+            *zip(*chosen, strict=True),
+            MARKERS[i % len(MARKERS)],
+            color=PALETTE[i % len(PALETTE)],
+            label=group,
+        )
+    for name, xy in points.items():
+        ax.annotate(name, xy, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    ax.legend(frameon=False)
+    return ax
+
+
+def timeline(inter, split, users: Sequence[int], ax: Axes | None = None) -> Axes:
+    """When the events of some users happened, and what a split makes of each.
+
+    Args:
+        inter: a log with timestamps, of whose events the split drops none.
+        split: of ``inter``, which ``inter.user_ids`` is None of.
+        users: rows of ``inter``, drawn from top to bottom.
+    """
+    ax = _axes(ax)
+    offsets, days = inter.sequences.offsets, (inter.timestamps - inter.timestamps.min()) / 86_400
+    ids = np.arange(inter.num_users) if split.train.user_ids is None else split.train.user_ids
+    trained = dict(zip(ids.tolist(), split.train.lengths.tolist(), strict=True))
+    found = {"training": [], "history only": [], "validation target": [], "test target": []}
+    for y, user in enumerate(users):
+        roles = ["history only"] * (offsets[user + 1] - offsets[user])
+        roles[: trained.get(user, 0)] = ["training"] * trained.get(user, 0)
+        for name in ("validation", "test"):
+            part = split.part(name)
+            for row in np.flatnonzero(part.users == user):
+                roles[len(part.histories[row])] = f"{name} target"
+        for role, day in zip(roles, days[offsets[user] : offsets[user + 1]], strict=True):
+            found[role].append((day, y))
+    for i, (role, events) in enumerate(found.items()):
+        x, y = zip(*events, strict=True) if events else ((), ())
+        ax.plot(
+            x,
+            y,
+            MARKERS[i],
+            color=PALETTE[i],
+            label=role,
+            markersize=5 + 2 * (i > 1),
+            markerfacecolor="white" if role == "history only" else PALETTE[i],
+        )
+    if "cutoff" in split.notes:
+        ax.axvline(
+            (split.notes["cutoff"] - inter.timestamps.min()) / 86_400, color="black", ls="--"
+        )
+    ax.set(xlabel="day", ylabel="user", yticks=range(len(users)), title=split.name)
+    ax.invert_yaxis()
     return ax
 
 
@@ -76,5 +192,9 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _style(i: int) -> dict:
-    return {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)],
-            "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    return {
+        "color": PALETTE[i % len(PALETTE)],
+        "ls": LINES[i % len(LINES)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "markersize": 4,
+    }
