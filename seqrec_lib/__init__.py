@@ -31,6 +31,7 @@ from .data import (
 from .device import device
 from .evaluation import Interval, Metrics, bootstrap_ci, evaluate
 from .models import (
+    STOSA,
     WEIGHTINGS,
     ItemKNN,
     MarkovChain,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DATASETS",
     "LOSSES",
+    "STOSA",
     "WEIGHTINGS",
     "DatasetInfo",
     "Difference",

@@ -4,9 +4,11 @@ from .attention import Attention, Block, allowed_pairs
 from .baselines import ItemKNN, MarkovChain, Popularity
 from .sasrec import SASRec, SequentialModel
 from .saving import load, save
+from .stosa import STOSA
 from .weighting import WEIGHTINGS, Weighting, make_weighting, masked_softmax
 
 __all__ = [
+    "STOSA",
     "WEIGHTINGS",
     "Attention",
     "Block",

@@ -13,14 +13,14 @@ class Dropout(nn.Dropout):
     """``nn.Dropout``; on a CPU it draws 16 random bits for an entry instead of a float.
 
     torch's own CPU dropout draws one number at a time on one thread and takes a third of
-    SASRec's training step (``benchmarks/dropout.py``). The probability is rounded to a
+    SASRec's training step (``benchmarks/bench_dropout.py``). The probability is rounded to a
     multiple of 2^-16, and the scale fits the rounded one, so the mean is exact.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu" or not 0 < self.p < 1:
+        if not self.training or x.device.type != "cpu" or not 0 < self.p < 1:
             return F.dropout(x, self.p, self.training)
-        return _Drop.apply(x, round(self.p * 2**16))
+        return _Drop.apply(x, min(round(self.p * 2**16), 2**16 - 1))
 
 
 class _Drop(torch.autograd.Function):

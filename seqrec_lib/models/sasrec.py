@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .attention import Block, allowed_pairs
 from .dropout import Dropout
-from .weighting import Weighting, describe_weighting, make_weighting
+from .weighting import WEIGHTINGS, Weighting, describe_weighting, make_weighting
 
 __all__ = ["SASRec", "SequentialModel"]
 
@@ -24,8 +24,10 @@ class SequentialModel(nn.Module):
 
     Attributes:
         config: the constructor's arguments, as plain data.
+        gaussian: whether scores compare Gaussians, which some weightings ask for.
     """
 
+    gaussian = False
     config: dict[str, Any]
     blocks: nn.ModuleList
     num_items: int
@@ -33,9 +35,18 @@ class SequentialModel(nn.Module):
     num_heads: int
 
     def set_weighting(self, attention: str | dict[str, Any] | Weighting) -> None:
-        """Make every block's weights the way ``attention`` says."""
+        """Make every block's weights the way ``attention`` says.
+
+        Raises:
+            ValueError: no weighting has that name, or it does not suit this model.
+        """
         for layer, block in enumerate(self.blocks):
-            weighting = make_weighting(attention).build(layer, self.num_heads, self.max_len)
+            weighting = make_weighting(attention)
+            if weighting.gaussian and not self.gaussian:
+                raise ValueError(f"the weighting {weighting.name!r} is made for Gaussians, and "
+                                 f"{type(self).__name__} has none; use STOSA, or another of "
+                                 f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}")
+            weighting.build(layer, self.num_heads, self.max_len)
             block.attention.weighting = weighting.to(next(self.parameters()).device)
         self.config["attention"] = describe_weighting(attention)
 
@@ -125,10 +136,7 @@ class SASRec(SequentialModel):
         seed: int | None = None,
     ):
         super().__init__()
-        sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads}
-        for what, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{what} must be at least 1, got {size}")
+        check_sizes(num_items=num_items, max_len=max_len, dim=dim, num_heads=num_heads)
         self.config = dict(num_items=num_items, max_len=max_len, dim=dim, num_blocks=num_blocks,
                            num_heads=num_heads, dropout=dropout, norm=norm)
         self.num_items, self.max_len, self.dim = num_items, max_len, dim
@@ -175,6 +183,13 @@ class SASRec(SequentialModel):
     def readout(self) -> tuple[Tensor, None]:
         """(the item embeddings (num_items + 1, D), no bias)."""
         return self.items.weight, None
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError where a size is not positive; the message names it."""
+    for what, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{what} must be at least 1, got {size}")
 
 
 @contextlib.contextmanager

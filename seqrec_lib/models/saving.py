@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from ..files import atomic_path
 from .sasrec import SASRec, SequentialModel
+from .stosa import STOSA
 from .weighting import WEIGHTINGS, Weighting
 
 __all__ = ["MODELS", "load", "save"]
 
 #: The classes that :func:`load` can make, by name.
-MODELS: dict[str, type[SequentialModel]] = {"SASRec": SASRec}
+MODELS: dict[str, type[SequentialModel]] = {"SASRec": SASRec, "STOSA": STOSA}
 
 
 def save(model: SequentialModel, path: str | os.PathLike) -> None:

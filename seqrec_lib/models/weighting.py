@@ -78,11 +78,13 @@ class Weighting(nn.Module):
     Attributes:
         name: the name by which ``attention=`` finds it.
         uses_scores: False where the scores are ignored (they may then be None).
+        gaussian: True where it only makes sense between Gaussians (STOSA).
         settings: the constructor's arguments that differ from their defaults, for saving.
     """
 
     name: str
     uses_scores = True
+    gaussian = False
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -109,6 +111,7 @@ class Wasserstein(Softmax):
     """STOSA's weights (Fan et al. 2022, eq. 7): the softmax of its scores, negative distances."""
 
     name = "wasserstein"
+    gaussian = True
 
 
 class Uniform(Weighting):
@@ -309,6 +312,7 @@ class RefinedStochastic(Refined):
     """
 
     name = "awrsr-stochastic"
+    gaussian = True
 
     def build(self, layer, num_heads, max_len):
         super().build(layer, num_heads, max_len)  # the means
