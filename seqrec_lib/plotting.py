@@ -30,12 +30,14 @@ HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
 
 
 def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -> Axes:
-    """The loss (left axis) and the monitored metric (right axis) of one training run."""
+    """The loss (left axis) and the monitored metric (right axis, where there is validation)."""
     ax = _axes(ax)
     epochs = history.column("epoch")
     metric = metric or history.monitor
     ax.plot(epochs, history.column("loss"), color=PALETTE[1], ls=LINES[1], label="training loss")
     ax.set(xlabel="epoch", ylabel="training loss")
+    if np.isnan(history.column(metric)).all():
+        return ax
     other = ax.twinx()
     other.plot(epochs, history.column(metric), color=PALETTE[0], label=f"validation {metric}")
     other.plot(

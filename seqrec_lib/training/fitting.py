@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,11 +91,14 @@ def fit(
         raise ValueError(f"schedule must be 'constant' or 'cosine', not {schedule!r}")
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
+    for what, size in {"batch_size": batch_size, "negatives": negatives}.items():
+        if size < 1:
+            raise ValueError(f"{what} must be at least 1, got {size}")
+    monitored_k = _cutoff(monitor)
     where = pick_device(device)
     model.to(where)
     batches = _Batches(split.train, model.max_len, batch_size, where)
     sampler = None if loss == "ce" else _Negatives(split.train, negatives, where)
-    monitored_k = _cutoff(monitor)
 
     kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
     optimizer = kind(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
@@ -106,6 +110,7 @@ def fit(
         "negatives": negatives, "seed": seed, "precision": precision, "monitor": monitor,
         "filter_seen": filter_seen, "users": split.train.num_users,
         "interactions": split.train.num_interactions,
+        "data": zlib.crc32(split.train.sequences.values.tobytes()),
         **({"epochs": epochs} if schedule == "cosine" else {}),
     }  # fmt: skip
     saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
@@ -122,7 +127,7 @@ def fit(
 
     def step(batch: _Batch) -> Tensor:
         drawn = None if sampler is None else sampler(batch)
-        # On a CPU bfloat16 pays in the loss alone (benchmarks/training.py).
+        # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
         with _mixed(where, precision if where.type != "cpu" else "float32"):
             known = _at(model.encode(batch.items), batch.real)
         with _mixed(where, precision):
@@ -249,19 +254,24 @@ class _Losses:
         fresh = torch.stack(self.values[self.checked :])
         bad = (~fresh.isfinite()).nonzero()
         if len(bad):
-            step = self.checked + int(bad[0]) + 1
-            self.model.load_state_dict(self.last_good)
-            self.model.eval()
-            raise TrainingDiverged(
-                f"the loss is {float(fresh[bad[0]])} at epoch {self.epoch}, step {step}; the model "
-                "holds its best earlier state. Try a lower lr, some warmup, or precision='float32'"
-            )
+            self._give_up(f"the loss is {float(fresh[bad[0]])}", self.checked + int(bad[0]) + 1)
         self.checked = len(self.values)
 
     def mean(self) -> float:
+        """The epoch's loss; the last step's update shows in no loss, so it is looked at too."""
         if self.checked < len(self.values):
             self.check()
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            self._give_up("a parameter is no longer finite", len(self.values))
         return float(torch.stack(self.values).mean())
+
+    def _give_up(self, what: str, step: int) -> None:
+        self.model.load_state_dict(self.last_good)
+        self.model.eval()
+        raise TrainingDiverged(
+            f"{what} at epoch {self.epoch}, step {step}; the model holds its best earlier state. "
+            "Try a lower lr, some warmup, or precision='float32'"
+        )
 
 
 def _at(encoded: Any, real: Tensor) -> Any:
@@ -289,5 +299,9 @@ def _patience_spent(history: History, patience: int | None) -> bool:
 
 def _cutoff(monitor: str) -> int:
     """The K of a metric's name; MRR has none and any K will do."""
-    _, _, k = monitor.partition("@")
-    return int(k) if k else 10
+    if monitor == "MRR":
+        return 10
+    kind, _, k = monitor.partition("@")
+    if kind not in ("HR", "NDCG") or not k.isdecimal() or int(k) < 1:
+        raise ValueError(f"monitor must be 'HR@K', 'NDCG@K' or 'MRR', not {monitor!r}")
+    return int(k)
