@@ -13,15 +13,8 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-__all__ = [
-    "PALETTE",
-    "bars",
-    "heatmap",
-    "labelled_points",
-    "learning_curve",
-    "learning_curves",
-    "timeline",
-]
+__all__ = ["PALETTE", "bars", "curves", "heatmap", "heatmaps", "labelled_points", "learning_curve",
+           "learning_curves", "timeline"]
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
@@ -141,8 +134,9 @@ def labelled_points(
             color=PALETTE[i % len(PALETTE)],
             label=group,
         )
-    for name, xy in points.items():
-        ax.annotate(name, xy, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for i, (name, xy) in enumerate(sorted(points.items(), key=lambda point: point[1])):
+        above = 4 if i % 2 else -11  # neighbours get out of each other's way
+        ax.annotate(name, xy, xytext=(5, above), textcoords="offset points", fontsize=8)
     ax.legend(frameon=False)
     return ax
 
@@ -185,7 +179,40 @@ def timeline(inter, split, users: Sequence[int], ax: Axes | None = None) -> Axes
             (split.notes["cutoff"] - inter.timestamps.min()) / 86_400, color="black", ls="--"
         )
     ax.set(xlabel="day", ylabel="user", yticks=range(len(users)), title=split.name)
-    ax.invert_yaxis()
+    ax.set_ylim(len(users) - 0.5, -0.5)
+    return ax
+
+
+def heatmaps(maps: Mapping[str, object], labels: Sequence[str] | None = None,
+             hide: Sequence | None = None, **options) -> np.ndarray:
+    """Several (query, key) maps in a row, on one colour scale: ``{title: matrix}``.
+
+    Args:
+        hide: for each map, true where a cell is not to be shown.
+
+    Returns:
+        The axes.
+    """
+    size = (0.4 + 3 * len(maps), 3)
+    axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)[1][0]
+    hide = [None] * len(maps) if hide is None else [np.asarray(cells, bool) for cells in hide]
+    options = {"vmin": 0, "vmax": max(float(m.max()) for m in maps.values()), "cbar": False,
+               **options}
+    for ax, (title, matrix), hidden in zip(axes, maps.items(), hide, strict=True):
+        heatmap(matrix, labels, ax=ax, title=title, hide=hidden, **options)
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    return axes
+
+
+def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str = "",
+           ylabel: str = "", ax: Axes | None = None) -> Axes:
+    """Lines over a common ``x``: ``{label: values}``."""
+    ax = _axes(ax)
+    for i, (label, y) in enumerate(lines.items()):
+        ax.plot(x, y, label=label, **_style(i))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(frameon=False)
     return ax
 
 
