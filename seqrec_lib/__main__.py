@@ -1,0 +1,146 @@
+"""The command line: ``python -m seqrec_lib study ...``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from .study.grid import AXES, GRIDS, Run, load_grid, select
+from .study.records import Store
+from .study.runner import duration, estimate, run_grid
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Attention in sequential recommendation, from the command line."""
+
+
+@main.group()
+def study() -> None:
+    """Many runs, one record each.
+
+    A grid (a TOML file) says which runs there are. `run` does those that have no record yet and
+    may be interrupted at any moment: the same command goes on where it stopped. `status` says
+    how far it is; `table` and `plot` show what was measured.
+
+    \b
+    python -m seqrec_lib study run --grid quick --results runs/quick    # two minutes, to try it
+    python -m seqrec_lib study run --dry-run                            # all the book rests on
+    python -m seqrec_lib study run --only dataset=lastfm,beauty --only seed=0 --jobs 2
+    """
+
+
+def _only(context, parameter, pairs: tuple[str, ...]) -> dict[str, list[str]]:
+    chosen: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, found, values = pair.partition("=")
+        if not found:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE; names: {', '.join(AXES)}")
+        chosen.setdefault(name, []).extend(values.split(","))
+    return chosen
+
+
+def _grid_options(command):
+    """The options that say which runs are meant, and where their records are."""
+    for option in (
+        click.option("--grid", default="main", show_default=True, metavar="FILE",
+                     help="A TOML file, or one that comes with the library: "
+                     f"{', '.join(sorted(path.stem for path in GRIDS.glob('*.toml')))}."),
+        click.option("--only", multiple=True, callback=_only, metavar="NAME=VALUE[,VALUE]",
+                     help="Only these runs of the grid; may be repeated. Names: "
+                     f"{', '.join(AXES)}."),
+        click.option("--results", type=click.Path(path_type=Path), metavar="DIR",
+                     help="The folder of records; by default the checkout's results/."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _runs(grid: str, only: dict[str, list[str]]) -> list[Run]:
+    try:
+        return select(load_grid(grid), only)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@study.command()
+@_grid_options
+@click.option("--jobs", default=1, show_default=True,
+              help="Runs at a time, one to a core: the best use of a CPU by far.")
+@click.option("--threads", default=1, show_default=True, help="Cores for each run.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
+@click.option("--backend", type=click.Choice(["loky", "dask"]), default="loky", show_default=True,
+              help="Who starts the processes: this machine, or a Dask cluster.")
+@click.option("--scheduler", metavar="ADDRESS",
+              help="Of the Dask cluster; without it, workers are started here.")
+@click.option("--scratch", type=click.Path(path_type=Path), default=Path("runs"),
+              show_default=True, help="Checkpoints, locks, tracebacks.")
+@click.option("--keep-models", is_flag=False, flag_value="runs/models", default=None,
+              type=click.Path(path_type=Path), metavar="[DIR]",
+              help="Keep the trained models, in runs/models unless DIR says otherwise.")
+@click.option("--dry-run", is_flag=True, help="List the runs that are missing, and their cost.")
+def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
+    """Do the runs that have no record yet.
+
+    Interrupt it whenever you like; the same command goes on. A run that fails is reported at the
+    end and keeps no other from being done. Several such commands may share a folder.
+    """
+    runs = _runs(grid, only)
+    if dry_run:
+        _dry_run(runs, Store(results), options["jobs"])
+        return
+    with _cluster(backend, scheduler, options["jobs"], options["threads"]):
+        report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
+    click.echo(f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
+               f"another process, {len(report.failed)} failed")  # fmt: skip
+    for failed, detail in report.failed.items():
+        click.echo(f"\n{failed}\n{detail}", err=True)
+    if report.failed:
+        raise SystemExit(1)
+
+
+@study.command()
+@_grid_options
+@click.option("--scratch", type=click.Path(path_type=Path), default=Path("runs"),
+              show_default=True, help="Where `run` was told to keep its checkpoints.")
+def status(grid, only, results, scratch) -> None:
+    """How far the grid is, data set by data set, and what is under way."""
+    runs, store = _runs(grid, only), Store(results)
+    states = {run: store.state(run) for run in runs}
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        counts = Counter(state for run, state in states.items() if run.dataset == dataset)
+        click.echo(f"{dataset:18}" + "  ".join(f"{n} {state}" for state, n in counts.items()))
+    for run in runs:
+        marker = scratch / f"{run.key}.running"
+        if states[run] != "done" and marker.exists():
+            click.echo(f"begun: {run}  {marker.read_text()}")
+    left = estimate([run for run in runs if states[run] != "done"], store)
+    click.echo(f"about {duration(sum(left.values()))} of one core left")
+
+
+def _dry_run(runs: list[Run], store: Store, jobs: int) -> None:
+    todo = [run for run in runs if store.state(run) != "done"]
+    cost = estimate(todo, store)
+    for run in todo:
+        click.echo(f"{duration(cost[run]):>8}  {run}")
+    total = duration(sum(cost.values()) / jobs)
+    click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} with {jobs} at a time")
+
+
+def _cluster(backend: str, scheduler: str | None, jobs: int, threads: int):
+    """The Dask client, open as long as it is needed."""
+    from contextlib import nullcontext
+
+    if backend != "dask":
+        return nullcontext()
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise click.ClickException("--backend dask needs: pip install distributed") from error
+    return Client(scheduler) if scheduler else Client(n_workers=jobs, threads_per_worker=threads)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m seqrec_lib")

@@ -1,0 +1,219 @@
+"""What a run measured: one small JSON file, checked whenever it is read.
+
+Every record ends in a checksum of all that stands before it, so that a file that was cut short,
+damaged or edited by hand is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_path
+from .grid import Run, defaults
+
+__all__ = ["DamagedRecord", "Store", "results", "results_dir"]
+
+#: The fields of a record, and what each must be.
+SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "dataset": str, "split": str, "model": str, "attention": str, "loss": str, "seed": int,
+    "variant": str, "config": dict,
+    "validation": dict, "validation_filtered": dict, "test": dict, "test_filtered": dict,
+    "by_length": dict,  # "10-19": {"users": .., "test": {..}, "test_filtered": {..}}
+    "mixing": dict,  # statistic -> a value per layer
+    "curve": dict,  # "loss", "NDCG@10", ..: a value per epoch
+    "epochs": int, "best_epoch": int, "stopped": str, "parameters": int,
+    "users": dict, "data_sha256": str,
+    "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": int,
+    "code_version": str, "versions": dict, "finished": str,
+}  # fmt: skip
+#: What differs between two executions of one run on one machine.
+VOLATILE = ("seconds", "peak_memory_mb", "finished", "checksum")
+DIGITS = 6
+
+
+class DamagedRecord(ValueError):  # noqa: N818 (it names what was found)
+    """A file that should be a record is not a whole one."""
+
+
+class Store:
+    """The records of a folder, one file each, at :attr:`Run.path`.
+
+    Args:
+        root: the folder; by default :func:`results_dir`.
+    """
+
+    def __init__(self, root: str | os.PathLike | None = None):
+        self.root = Path(root) if root is not None else results_dir()
+
+    def path(self, run: Run) -> Path:
+        return self.root / run.path
+
+    def write(self, run: Run, record: Mapping[str, Any]) -> Path:
+        """Write a record, atomically; its numbers keep six significant digits.
+
+        Raises:
+            ValueError: it is not a record.
+        """
+        record = _rounded({**run.axes, "config": dict(run.config), **record})
+        record["checksum"] = _checksum(record)
+        validate(record)
+        path = self.path(run)
+        lines = (f'"{name}": {json.dumps(value)}' for name, value in record.items())
+        with atomic_path(path) as temporary:
+            temporary.write_text("{" + ",\n ".join(lines) + "}\n", encoding="utf-8")
+        return path
+
+    def read(self, run: Run) -> dict[str, Any] | None:
+        """The record of ``run``; None where there is none, or one made with other settings.
+
+        Raises:
+            DamagedRecord: there is a file, but not a whole record.
+        """
+        try:
+            record = read_record(self.path(run))
+        except FileNotFoundError:
+            return None
+        return record if _same_settings(run, record["config"]) else None
+
+    def state(self, run: Run) -> str:
+        """ "done", "missing", "outdated" (made with other settings) or "damaged"."""
+        try:
+            if self.read(run) is not None:
+                return "done"
+        except DamagedRecord:
+            return "damaged"
+        return "outdated" if self.path(run).exists() else "missing"
+
+    def set_aside(self, run: Run) -> Path:
+        """Rename a damaged record, so that it is out of the way but not lost."""
+        path = self.path(run)
+        return path.replace(path.with_name(path.name + ".damaged"))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All records, in the order of their names; a damaged one is left out with a warning."""
+        for path in sorted(self.root.glob("*/*.json")):
+            try:
+                yield read_record(path)
+            except DamagedRecord as error:
+                warnings.warn(f"{error}; it is left out, and `python -m seqrec_lib study run` "
+                              "makes it again", stacklevel=2)
+
+
+def results_dir() -> Path:
+    """The results of the checkout that holds the library, else those installed with it."""
+    package = Path(__file__).parents[1]
+    checkout = package.parent / "results"
+    return checkout if (package.parent / "pyproject.toml").is_file() else package / "_results"
+
+
+def results(root: str | os.PathLike | None = None, **only: Any):
+    """The records as a table, one row a run; ``results(dataset="beauty", seed=[0, 1])``.
+
+    Columns: what names a run (``dataset``, ``split``, ``model``, ``attention``, ``loss``,
+    ``seed``, ``variant``), each metric as ``"test NDCG@10"``, ``"test_filtered NDCG@10"``,
+    ``"validation NDCG@10"``, the mean over layers of each mixing statistic as
+    ``"mixing attn_res_ln"``, and the other fields as they are (``config``, ``curve``,
+    ``mixing``, ``by_length`` hold dictionaries).
+
+    Args:
+        root: a folder of records; by default the checkout's, else the installed release's.
+        only: keep the rows whose column has this value, or one of these values.
+
+    Returns:
+        a pandas DataFrame, empty (but with its first columns) where there is no record.
+
+    Raises:
+        KeyError: there is no such column.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame([_row(record) for record in Store(root)])
+    if table.empty:
+        table = pd.DataFrame(columns=list(SCHEMA))
+    for name, values in only.items():
+        if name not in table:
+            raise KeyError(f"records have no {name!r}; they have {', '.join(table.columns)}")
+        values = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else values
+        table = table[table[name].isin(list(values))]
+    return table.reset_index(drop=True)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: record[name] for name in SCHEMA}
+    for part in ("validation", "validation_filtered", "test", "test_filtered"):
+        row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
+    row |= {f"mixing {name}": sum(layers) / len(layers)
+            for name, layers in record["mixing"].items()}  # fmt: skip
+    return row
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record, checked.
+
+    Raises:
+        DamagedRecord: it is not JSON, lacks a field, or is not what was written.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        validate(record)
+    except ValueError as error:
+        raise DamagedRecord(f"{path} is no whole record ({error})") from error
+    return record
+
+
+def validate(record: Any) -> None:
+    """Raise ValueError where ``record`` is not one; the message says what is wrong."""
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    for name, kind in SCHEMA.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"the field {name!r} is missing or of the wrong type")
+    for part in ("validation", "test", "test_filtered"):
+        for name, value in record[part].items():
+            if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ValueError(f"{part} {name} is {value!r}, not a number between 0 and 1")
+    if not {"HR@10", "NDCG@10"} <= record["test"].keys():
+        raise ValueError("test lacks HR@10 or NDCG@10")
+    if record.get("checksum") != _checksum(record):
+        raise ValueError("its checksum is not that of its content")
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What two executions of one run must agree on: all but times and memory."""
+    kept = {name: value for name, value in record.items() if name not in VOLATILE}
+    curve = {name: values for name, values in record["curve"].items() if name != "seconds"}
+    return {**kept, "curve": curve}
+
+
+def _same_settings(run: Run, made_with: Mapping[str, Any]) -> bool:
+    """Whether a record's configuration is the run's.
+
+    A setting the record does not know was added later: it was at its default then.
+    """
+    known = defaults(run.model)
+    plain = json.loads(json.dumps(dict(run.config)))
+    return all(made_with.get(key, known.get(key)) == value for key, value in plain.items())
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rounded(value: Any) -> Any:
+    """The same with plain numbers of six significant digits; NaN and infinity become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value

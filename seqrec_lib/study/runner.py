@@ -1,0 +1,448 @@
+"""Doing the runs of a study: one at a time, or many side by side, whatever interrupts them.
+
+Where a run stands is known from files alone. Its record says that it is done; its checkpoint
+holds all epochs so far; a lock says that some process works on it. So any number of commands,
+killed at any moment, on one machine or on several that share a folder, end with the same
+records as one command left in peace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import DATASETS, Interactions, global_temporal, leave_one_out, load_dataset, worlds
+from ..data.splits import Split
+from ..device import device as pick_device
+from ..evaluation import Metrics, evaluate
+from ..files import atomic_path
+from ..models import save
+from ..training import fit
+from .grid import BASELINES, NEURAL, WORLD, Run
+from .records import Store
+
+__all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
+
+#: Lower ends of the groups of test users by the length of their history.
+LENGTHS = (1, 5, 10, 20, 50, 100, 200)
+#: Multiplications and additions a second that one core may be expected to do in training.
+RATE = 2.5e10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: "done", "failed" (``detail`` is the traceback) or "busy" elsewhere."""
+
+    run: Run
+    status: str
+    detail: str = ""
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass
+class Report:
+    """What a command did: runs by how they ended."""
+
+    done: list[Run] = field(default_factory=list)
+    skipped: list[Run] = field(default_factory=list)
+    busy: list[Run] = field(default_factory=list)
+    failed: dict[Run, str] = field(default_factory=dict)
+
+
+# ---- one run -----------------------------------------------------------------------------
+
+
+def run_one(
+    run: Run,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    checkpoint: str | os.PathLike | None = None,
+    keep_model: str | os.PathLike | None = None,
+    code: str | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train and measure; returns the fields of a record that ``run`` itself does not hold.
+
+    Args:
+        device: as in :func:`~seqrec_lib.fit`.
+        threads: of torch on a CPU; part of the record, for sums depend on their order.
+        checkpoint: as in :func:`~seqrec_lib.fit`.
+        keep_model: where to save the trained model.
+        code: the version of the code, where it was found out before.
+    """
+    where, before = pick_device(device), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    _reset_peak_memory(where)
+    try:
+        split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
+        if run.model in BASELINES:
+            model, measured = _fit_baseline(run, split)
+            where = torch.device("cpu")
+        else:
+            model, measured = _fit_neural(run, split, where, checkpoint, on_epoch)
+        if keep_model is not None and run.model in NEURAL:
+            save(model, keep_model)
+        validation, test = (evaluate(model, split, part=part) for part in ("validation", "test"))
+        return {
+            "validation": validation, "validation_filtered": validation.filtered,
+            "test": test, "test_filtered": test.filtered,
+            "by_length": _by_length(test, split),
+            "mixing": _mixing(model, split) if run.model in NEURAL else {},
+            **measured,
+            "users": {"training": split.train.num_users, "validation": len(split.validation),
+                      "test": len(split.test)},
+            "data_sha256": sha256,
+            "peak_memory_mb": _peak_memory(where),
+            "device": _describe(where), "threads": threads,
+            "code_version": code or code_version(), "versions": _versions(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit_neural(run: Run, split: Split, where: torch.device, checkpoint, on_epoch):
+    kind, weighting = NEURAL[run.model], {"name": run.attention, **run.config["weighting"]}
+    model = kind(split.num_items, **_arguments(kind, run), attention=weighting, seed=run.seed)
+    history = fit(model, split, run.loss, **_arguments(fit, run), seed=run.seed, device=str(where),
+                  checkpoint=checkpoint, progress=False, on_epoch=on_epoch)  # fmt: skip
+    names = [name for name in history.epochs[0] if name != "epoch"]
+    return model, {
+        "curve": {name: history.column(name) for name in names},
+        "epochs": len(history), "best_epoch": history.best_epoch, "stopped": history.stopped,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": history.seconds,
+    }  # fmt: skip
+
+
+def _fit_baseline(run: Run, split: Split):
+    kind, start = BASELINES[run.model], time.perf_counter()
+    model = kind(**_arguments(kind, run)).fit(split)
+    seconds = time.perf_counter() - start
+    return model, {"curve": {}, "epochs": 0, "best_epoch": 0, "stopped": "counted",
+                   "parameters": 0, "seconds": seconds}  # fmt: skip
+
+
+def _arguments(function: Callable, run: Run) -> dict[str, Any]:
+    """What the run's configuration says to ``function``."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in run.config.items() if name in names}
+
+
+@lru_cache(maxsize=1)
+def _data(dataset: str, split: str, arguments: str) -> tuple[Split, str]:
+    """A data set, split, and its hash; the last one is kept, for runs come data set by data set."""
+    if dataset.startswith(WORLD):
+        inter = getattr(worlds, dataset.removeprefix(WORLD))(**json.loads(arguments))
+    else:
+        inter = load_dataset(dataset)
+    cut = leave_one_out if split == "leave-one-out" else global_temporal
+    return cut(inter), data_sha256(inter)
+
+
+def data_sha256(inter: Interactions) -> str:
+    """SHA-256 of a log as models see it: its items, user after user in time order, and its clock.
+
+    It does not depend on the file's format, nor on ids and titles.
+    """
+    digest = hashlib.sha256()
+    for array in (inter.sequences.values, inter.sequences.offsets, inter.timestamps):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _by_length(test: Metrics, split: Split) -> dict[str, Any]:
+    """Test metrics of users grouped by the length of their history."""
+    groups = np.digitize(split.test.histories.lengths, LENGTHS) - 1
+    labels = [f"{low}-{high - 1}" for low, high in zip(LENGTHS, LENGTHS[1:], strict=False)]
+    labels.append(f"{LENGTHS[-1]}+")
+    names = ("HR@1", "HR@10", "NDCG@10")
+    return {
+        labels[group]: {
+            "users": found.num_users,
+            "test": {name: found[name] for name in names},
+            "test_filtered": {name: found.filtered[name] for name in names},
+        }
+        for group, found in test.by(groups).items()
+    }
+
+
+def _mixing(model, split: Split) -> dict[str, list[float]]:
+    return {}
+
+
+# ---- provenance --------------------------------------------------------------------------
+
+
+def code_version() -> str:
+    """The commit of the checkout, with "+dirty" where the library differs; else its version."""
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a checkout of this, not of its user's
+        return git("rev-parse", "HEAD")[:12] + ("+dirty" if git("status", "-s", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        from .. import __version__
+
+        return __version__
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "numpy", "scipy")}
+    return {"python": platform.python_version(), **packages}
+
+
+def _describe(where: torch.device) -> str:
+    if where.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(where)}"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")][0]
+    return f"cpu: {name}"
+
+
+def _reset_peak_memory(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(where: torch.device) -> float:
+    """Of the device's allocations on a GPU, else of the process; in MiB."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** (20 if platform.system() == "Darwin" else 10)
+
+
+# ---- cost --------------------------------------------------------------------------------
+
+
+def operations(run: Run) -> float:
+    """Multiplications and additions of one epoch, from the published size of the data."""
+    config = run.config
+    if run.model in BASELINES:
+        return 0.0
+    if run.dataset.startswith(WORLD):
+        world = getattr(worlds, run.dataset.removeprefix(WORLD))
+        sizes = {name: p.default for name, p in inspect.signature(world).parameters.items()}
+        sizes |= config["data"]
+        users, items, events = sizes["num_users"], sizes["num_items"], sizes["length"]
+        events *= users
+    else:
+        sizes = DATASETS[run.dataset].statistics
+        users, items, events = sizes["users"], sizes["items"], sizes["interactions"]
+    positions = min(events, users * config["max_len"])
+    length = min(events / users, config["max_len"])
+    width = config["dim"]
+    scored = items if run.loss == "ce" else 1 + config["negatives"]
+    maps = 5 if run.attention.startswith("awrsr") else 2  # products with an L x L map
+    block = 6 * width**2 + maps * length * width
+    return 6 * positions * (scored * width + config["num_blocks"] * block)
+
+
+def estimate(runs: Iterable[Run], store: Store, jobs: int = 1) -> dict[Run, float]:
+    """Seconds that each run may take.
+
+    A run of a data set and model of which there are records takes what they took on average;
+    another, its operations at the pace of all records (or at ``RATE``), for half its epochs.
+    """
+    took: dict[tuple[str, str], list[float]] = {}
+    pace = []
+    for record in store:
+        took.setdefault((record["dataset"], record["model"]), []).append(record["seconds"])
+        made = {name: record[name] for name in ("dataset", "split", "model", "attention", "loss")}
+        if record["model"] in NEURAL:
+            total = operations(Run(**made, config=record["config"])) * record["epochs"]
+            pace.append(total / record["seconds"])
+    rate = float(np.median(pace)) if pace else RATE
+    return {
+        run: float(np.mean(took[run.dataset, run.model])) if (run.dataset, run.model) in took
+        else 1 + operations(run) * run.config.get("epochs", 0) / 2 / rate
+        for run in runs
+    }  # fmt: skip
+
+
+# ---- many runs ---------------------------------------------------------------------------
+
+
+def run_grid(
+    runs: Iterable[Run],
+    *,
+    results: str | os.PathLike | None = None,
+    scratch: str | os.PathLike = "runs",
+    jobs: int = 1,
+    threads: int = 1,
+    device: str = "auto",
+    backend: str = "loky",
+    keep_models: str | os.PathLike | None = None,
+    say: Callable[[str], None] = print,
+) -> Report:
+    """Do all runs that have no record yet.
+
+    Args:
+        results: the folder of records; by default :func:`~.records.results_dir`.
+        scratch: the folder of checkpoints, locks and tracebacks; may be deleted between commands.
+        jobs: runs done at a time, each on ``threads`` cores. One run to a core is the best use
+            of a CPU by far.
+        backend: of joblib: "loky" (processes here) or "dask" (wherever the current
+            ``dask.distributed.Client`` has workers, which must see the same folders).
+        keep_models: a folder for the trained models; None keeps none.
+        say: is told of each run that ends.
+
+    Returns:
+        the :class:`Report`. A run that fails does not end the study; its traceback is in the
+        report, and in ``scratch``.
+    """
+    store, scratch, report = Store(results), Path(scratch).resolve(), Report()
+    scratch.mkdir(parents=True, exist_ok=True)
+    todo = []
+    for run in runs:
+        state = store.state(run)
+        if state == "damaged":
+            say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
+        (report.skipped if state == "done" else todo).append(run)
+    left = estimate(todo, store)
+    say(f"{len(todo)} runs to do, {len(report.skipped)} done before; "
+        f"about {duration(sum(left.values()) / jobs)}")  # fmt: skip
+    work = partial(_perform, results=store.root.resolve(), scratch=scratch, threads=threads,
+                   device=device, keep_models=keep_models and Path(keep_models).resolve(),
+                   code=code_version(), master=os.getpid())  # fmt: skip
+    start, expected = time.perf_counter(), 0.0
+    for count, outcome in enumerate(_spread(work, todo, jobs, backend, scratch), 1):
+        run = outcome.run
+        expected += left.pop(run)
+        # What is left, at the pace so far.
+        pace = (time.perf_counter() - start) / expected
+        ahead = f"[{count}/{len(todo)}, {duration(sum(left.values()) * pace)} left]"
+        if outcome.status == "done":
+            report.done.append(run)
+            say(f"{ahead} {run}: {_summary(outcome.record)}")
+        elif outcome.status == "busy":
+            report.busy.append(run)
+            say(f"{ahead} {run}: another process is at it")
+        else:
+            report.failed[run] = outcome.detail
+            say(f"{ahead} {run}: FAILED: {outcome.detail.strip().splitlines()[-1]}")
+    return report
+
+
+def _summary(record: dict[str, Any]) -> str:
+    return (f"NDCG@10 {record['test']['NDCG@10']:.4f}, filtered "
+            f"{record['test_filtered']['NDCG@10']:.4f}; {record['epochs']} epochs in "
+            f"{duration(record['seconds'])}")  # fmt: skip
+
+
+def _spread(work, todo: list[Run], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
+    """Outcomes as they come; a worker that is killed (for its memory, say) costs its run alone."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    def parallel(runs: list[Run], processes: int) -> Iterator[Outcome]:
+        pool = Parallel(processes, backend=backend, batch_size=1, return_as="generator_unordered")
+        return pool(delayed(work)(run) for run in runs)
+
+    left, suspects = {run.key: run for run in todo}, []
+    while left:
+        try:
+            for outcome in parallel(list(left.values()), jobs):
+                del left[outcome.run.key]
+                yield outcome
+        except BrokenProcessPool:
+            # One of the runs under way did it: they are tried again at the end, one by one.
+            begun = [key for key in left if _marker(scratch, left[key]).exists()]
+            suspects += [left.pop(key) for key in begun or list(left)]
+    for run in suspects:
+        try:
+            yield from parallel([run], 2)  # two: so that it is not done in this process
+        except BrokenProcessPool:
+            yield Outcome(run, "failed", "its process was killed twice; was it out of memory?")
+
+
+def _perform(run: Run, results: Path, scratch: Path, master: int, keep_models: Path | None,
+             **options: Any) -> Outcome:  # fmt: skip
+    """One run, from its lock to its record."""
+    from filelock import FileLock, Timeout
+
+    store, marker, failed = Store(results), _marker(scratch, run), scratch / f"{run.key}.failed.txt"
+    checkpoint = scratch / f"{run.key}.pt"
+    child = os.getppid() == master
+    lock = FileLock(scratch / f"{run.key}.lock")
+
+    def on_epoch(entry: dict[str, float]) -> None:
+        if child and os.getppid() != master:
+            raise KeyboardInterrupt("the command that started this run is gone")
+        marker.write_text(json.dumps(entry))
+
+    try:
+        with lock.acquire(timeout=0):
+            if store.state(run) == "done":  # by another process, since we looked
+                return Outcome(run, "done", record=store.read(run))
+            marker.write_text("{}")
+            _forget_other_settings(checkpoint, run)
+            keep = keep_models and keep_models / f"{run.key}.safetensors"
+            record = run_one(run, checkpoint=checkpoint, keep_model=keep, on_epoch=on_epoch,
+                             **options)  # fmt: skip
+            store.write(run, record)
+            for leftover in (checkpoint, _settings(checkpoint), failed, marker):
+                leftover.unlink(missing_ok=True)
+            return Outcome(run, "done", record=store.read(run))
+    except Timeout:
+        return Outcome(run, "busy")
+    except Exception:
+        failed.write_text(traceback.format_exc())
+        marker.unlink(missing_ok=True)
+        return Outcome(run, "failed", traceback.format_exc())
+
+
+def _marker(scratch: Path, run: Run) -> Path:
+    """A file that is there while a run is under way; it holds its last epoch."""
+    return scratch / f"{run.key}.running"
+
+
+def _settings(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
+
+
+def _forget_other_settings(checkpoint: Path, run: Run) -> None:
+    """Delete a checkpoint that was made with another configuration."""
+    beside, mine = _settings(checkpoint), json.dumps(dict(run.config), sort_keys=True)
+    if checkpoint.exists() and not (beside.exists() and beside.read_text() == mine):
+        checkpoint.unlink()
+    with atomic_path(beside) as temporary:
+        temporary.write_text(mine)
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min" or "3.5 h"."""
+    if seconds < 99:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
