@@ -13,8 +13,17 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-__all__ = ["PALETTE", "bars", "curves", "heatmap", "heatmaps", "labelled_points", "learning_curve",
-           "learning_curves", "timeline"]
+__all__ = [
+    "PALETTE",
+    "bars",
+    "curves",
+    "heatmap",
+    "heatmaps",
+    "labelled_points",
+    "learning_curve",
+    "learning_curves",
+    "timeline",
+]
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
@@ -122,9 +131,16 @@ def bars(
 
 
 def labelled_points(
-    points: Mapping[str, tuple[float, float]], groups: Sequence[str], ax: Axes | None = None
+    points: Mapping[str, tuple[float, float]],
+    groups: Sequence[str],
+    ax: Axes | None = None,
+    offsets: Mapping[str, tuple[float, float]] | None = None,
 ) -> Axes:
-    """Named points; those of a group (one name for each point) share colour and marker."""
+    """Named points; those of a group (one name for each point) share colour and marker.
+
+    Args:
+        offsets: of a name from its point, in points, where neighbours are in each other's way.
+    """
     ax = _axes(ax)
     for i, group in enumerate(dict.fromkeys(groups)):
         chosen = [xy for xy, own in zip(points.values(), groups, strict=True) if own == group]
@@ -134,9 +150,9 @@ def labelled_points(
             color=PALETTE[i % len(PALETTE)],
             label=group,
         )
-    for i, (name, xy) in enumerate(sorted(points.items(), key=lambda point: point[1])):
-        above = 4 if i % 2 else -11  # neighbours get out of each other's way
-        ax.annotate(name, xy, xytext=(5, above), textcoords="offset points", fontsize=8)
+    for name, xy in points.items():
+        offset = (offsets or {}).get(name, (6, 3))
+        ax.annotate(name, xy, xytext=offset, textcoords="offset points", fontsize=8)
     ax.legend(frameon=False)
     return ax
 
@@ -183,8 +199,12 @@ def timeline(inter, split, users: Sequence[int], ax: Axes | None = None) -> Axes
     return ax
 
 
-def heatmaps(maps: Mapping[str, object], labels: Sequence[str] | None = None,
-             hide: Sequence | None = None, **options) -> np.ndarray:
+def heatmaps(
+    maps: Mapping[str, object],
+    labels: Sequence[str] | None = None,
+    hide: Sequence | None = None,
+    **options,
+) -> np.ndarray:
     """Several (query, key) maps in a row, on one colour scale: ``{title: matrix}``.
 
     Args:
@@ -196,8 +216,12 @@ def heatmaps(maps: Mapping[str, object], labels: Sequence[str] | None = None,
     size = (0.4 + 3 * len(maps), 3)
     axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)[1][0]
     hide = [None] * len(maps) if hide is None else [np.asarray(cells, bool) for cells in hide]
-    options = {"vmin": 0, "vmax": max(float(m.max()) for m in maps.values()), "cbar": False,
-               **options}
+    options = {
+        "vmin": 0,
+        "vmax": max(float(m.max()) for m in maps.values()),
+        "cbar": False,
+        **options,
+    }
     for ax, (title, matrix), hidden in zip(axes, maps.items(), hide, strict=True):
         heatmap(matrix, labels, ax=ax, title=title, hide=hidden, **options)
     for ax in axes[1:]:
@@ -205,8 +229,13 @@ def heatmaps(maps: Mapping[str, object], labels: Sequence[str] | None = None,
     return axes
 
 
-def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str = "",
-           ylabel: str = "", ax: Axes | None = None) -> Axes:
+def curves(
+    x: Sequence[float],
+    lines: Mapping[str, Sequence[float]],
+    xlabel: str = "",
+    ylabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
     """Lines over a common ``x``: ``{label: values}``."""
     ax = _axes(ax)
     for i, (label, y) in enumerate(lines.items()):
