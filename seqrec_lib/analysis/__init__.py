@@ -1,12 +1,30 @@
 """Looking inside: what a block computed, what moved it, what an intervention does."""
 
+from .capture import LayerTrace, Trace, capture
+from .decompose import Contributions, Parts, WeightShares, decompose
 from .effects import Difference, EffectSize, Equivalence, equivalence, hedges_g, paired_difference
+from .intervene import RemoveDistance, RemovePosition, ScaleResidual, SwapPositions, intervene
+from .statistics import attention_statistics, normalized_entropy
 
 __all__ = [
+    "Contributions",
     "Difference",
     "EffectSize",
     "Equivalence",
+    "LayerTrace",
+    "Parts",
+    "RemoveDistance",
+    "RemovePosition",
+    "ScaleResidual",
+    "SwapPositions",
+    "Trace",
+    "WeightShares",
+    "attention_statistics",
+    "capture",
+    "decompose",
     "equivalence",
     "hedges_g",
+    "intervene",
+    "normalized_entropy",
     "paired_difference",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention import Block, allowed_pairs
 from .dropout import Dropout
+from .loose import LooseUniformAttention
 from .weighting import WEIGHTINGS, Weighting, describe_weighting, make_weighting
 
 __all__ = ["SASRec", "SequentialModel"]
@@ -40,6 +41,14 @@ class SequentialModel(nn.Module):
         Raises:
             ValueError: no weighting has that name, or it does not suit this model.
         """
+        if attention == LooseUniformAttention.name:
+            if self.gaussian:
+                raise ValueError(f"{attention!r} is a form of SASRec; for {type(self).__name__} "
+                                 "there is the strict form, 'uniform'")
+            for block in self.blocks:
+                block.attention = LooseUniformAttention(block.attention)
+            self.config["attention"] = attention
+            return
         for layer, block in enumerate(self.blocks):
             weighting = make_weighting(attention)
             if weighting.gaussian and not self.gaussian:
@@ -115,7 +124,8 @@ class SASRec(SequentialModel):
         max_len: n, the longest sequence the model reads.
         dim: D, the width.
         norm: where the LayerNorms stand: "post", "pre" or "original"; see :class:`Block`.
-        attention: how weights are made: a name of ``WEIGHTINGS``, or a ``Weighting``.
+        attention: how weights are made: a name of ``WEIGHTINGS``, or a ``Weighting``; or
+            "uniform-loose", see :class:`LooseUniformAttention`.
         seed: initial values from this seed, leaving torch's generator as it was; None draws
             from torch's generator. Models that differ in ``attention`` alone start equal.
 

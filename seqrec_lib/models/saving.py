@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..files import atomic_path
+from .loose import LooseUniformAttention
 from .sasrec import SASRec, SequentialModel
 from .stosa import STOSA
 from .weighting import WEIGHTINGS, Weighting
@@ -64,7 +65,7 @@ def load(
     name = spec if isinstance(spec, str) else spec["name"]
     if attention is not None:
         config["attention"] = attention
-    elif name not in WEIGHTINGS:
+    elif name not in (*WEIGHTINGS, LooseUniformAttention.name):
         raise ValueError(f"{path} was made with the weighting {name!r}, which is not the "
                          "library's; pass an instance of its class: load(path, attention=...)")
     model = kind(**config)
