@@ -32,6 +32,7 @@ from typing import Any
 
 from ..data import DATASETS, worlds
 from ..models import ItemKNN, MarkovChain, Popularity
+from ..models.loose import LooseUniformAttention
 from ..models.saving import MODELS
 from ..models.weighting import WEIGHTINGS
 from ..training import LOSSES, fit
@@ -40,6 +41,7 @@ __all__ = ["BASELINES", "GRIDS", "NEURAL", "WORLD", "Run", "load_grid", "select"
 
 BASELINES = {"popularity": Popularity, "markov": MarkovChain, "item-knn": ItemKNN}
 NEURAL = {name.lower(): kind for name, kind in MODELS.items()}
+ATTENTIONS = (*WEIGHTINGS, LooseUniformAttention.name)
 SPLITS = ("leave-one-out", "global-temporal")
 WORLD = "world-"  # a data set of this prefix is drawn, not loaded
 GRIDS = Path(__file__).parent / "grids"
@@ -218,8 +220,8 @@ def _checked(run: Run) -> Run:
     names = [f"{WORLD}{name}" for name in worlds.__all__ if name != "Oracle"]
     if run.dataset not in names and (name != run.dataset or name not in DATASETS):
         raise ValueError(f"no data set {run.dataset!r}; there are {', '.join([*DATASETS, *names])}")
-    for what, there in (("split", SPLITS), ("attention", {*WEIGHTINGS, "none"}),
-                        ("loss", {*LOSSES, "none"})):  # fmt: skip
+    for what, there in (("split", SPLITS), ("attention", (*ATTENTIONS, "none")),
+                        ("loss", (*LOSSES, "none"))):  # fmt: skip
         if getattr(run, what) not in there:
             raise ValueError(f"no {what} {getattr(run, what)!r}; there are {', '.join(there)}")
     if run.config["data"] and run.dataset not in names:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..files import atomic_path
 from .grid import Run, defaults
 
@@ -27,6 +29,8 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "validation": dict, "validation_filtered": dict, "test": dict, "test_filtered": dict,
     "by_length": dict,  # "10-19": {"users": .., "test": {..}, "test_filtered": {..}}
     "mixing": dict,  # statistic -> a value per layer
+    "profile": dict,  # "by_position", "maps": as attention_statistics, to three digits
+    "swapped": dict,  # "uniform": {"test": {..}, "test_filtered": {..}}: other weights, untrained
     "curve": dict,  # "loss", "NDCG@10", ..: a value per epoch
     "epochs": int, "best_epoch": int, "stopped": str, "parameters": int,
     "users": dict, "data_sha256": str,
@@ -35,7 +39,6 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 #: What differs between two executions of one run on one machine.
 VOLATILE = ("seconds", "peak_memory_mb", "finished", "checksum")
-DIGITS = 6
 
 
 class DamagedRecord(ValueError):  # noqa: N818 (it names what was found)
@@ -61,7 +64,7 @@ class Store:
         Raises:
             ValueError: it is not a record.
         """
-        record = _rounded({**run.axes, "config": dict(run.config), **record})
+        record = rounded({**run.axes, "config": dict(run.config), **record})
         record["checksum"] = _checksum(record)
         validate(record)
         path = self.path(run)
@@ -120,7 +123,7 @@ def results(root: str | os.PathLike | None = None, **only: Any):
     ``seed``, ``variant``), each metric as ``"test NDCG@10"``, ``"test_filtered NDCG@10"``,
     ``"validation NDCG@10"``, the mean over layers of each mixing statistic as
     ``"mixing attn_res_ln"``, and the other fields as they are (``config``, ``curve``,
-    ``mixing``, ``by_length`` hold dictionaries).
+    ``mixing``, ``by_length``, ``swapped``, ``profile`` hold dictionaries).
 
     Args:
         root: a folder of records; by default the checkout's, else the installed release's.
@@ -149,7 +152,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: record[name] for name in SCHEMA}
     for part in ("validation", "validation_filtered", "test", "test_filtered"):
         row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
-    row |= {f"mixing {name}": sum(layers) / len(layers)
+    row |= {f"mixing {name}": np.mean([np.nan if x is None else x for x in layers])
             for name, layers in record["mixing"].items()}  # fmt: skip
     return row
 
@@ -208,12 +211,12 @@ def _checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _rounded(value: Any) -> Any:
-    """The same with plain numbers of six significant digits; NaN and infinity become None."""
+def rounded(value: Any, digits: int = 6) -> Any:
+    """The same with plain numbers of so many significant digits; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): _rounded(item) for key, item in value.items()}
+        return {str(key): rounded(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item, digits) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..analysis.intervene import intervene
+from ..analysis.statistics import attention_statistics
 from ..data import DATASETS, Interactions, global_temporal, leave_one_out, load_dataset, worlds
 from ..data.splits import Split
 from ..device import device as pick_device
@@ -36,12 +38,16 @@ from ..files import atomic_path
 from ..models import save
 from ..training import fit
 from .grid import BASELINES, NEURAL, WORLD, Run
-from .records import Store
+from .records import Store, rounded
 
 __all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
 
 #: Lower ends of the groups of test users by the length of their history.
 LENGTHS = (1, 5, 10, 20, 50, 100, 200)
+#: How many of the last positions the average maps and profiles show.
+RECENT = 15
+#: Weightings put into the trained model, to see what it is worth with them.
+SWAPS = ("uniform", "last")
 #: Multiplications and additions a second that one core may be expected to do in training.
 RATE = 2.5e10
 
@@ -105,7 +111,8 @@ def run_one(
             "validation": validation, "validation_filtered": validation.filtered,
             "test": test, "test_filtered": test.filtered,
             "by_length": _by_length(test, split),
-            "mixing": _mixing(model, split) if run.model in NEURAL else {},
+            **(_inside(model, split) if run.model in NEURAL else
+               {"mixing": {}, "profile": {}, "swapped": {}}),
             **measured,
             "users": {"training": split.train.num_users, "validation": len(split.validation),
                       "test": len(split.test)},
@@ -120,8 +127,9 @@ def run_one(
 
 
 def _fit_neural(run: Run, split: Split, where: torch.device, checkpoint, on_epoch):
-    kind, weighting = NEURAL[run.model], {"name": run.attention, **run.config["weighting"]}
-    model = kind(split.num_items, **_arguments(kind, run), attention=weighting, seed=run.seed)
+    kind, settings = NEURAL[run.model], run.config["weighting"]
+    attention = {"name": run.attention, **settings} if settings else run.attention
+    model = kind(split.num_items, **_arguments(kind, run), attention=attention, seed=run.seed)
     history = fit(model, split, run.loss, **_arguments(fit, run), seed=run.seed, device=str(where),
                   checkpoint=checkpoint, progress=False, on_epoch=on_epoch)  # fmt: skip
     names = [name for name in history.epochs[0] if name != "epoch"]
@@ -186,8 +194,18 @@ def _by_length(test: Metrics, split: Split) -> dict[str, Any]:
     }
 
 
-def _mixing(model, split: Split) -> dict[str, list[float]]:
-    return {}
+def _inside(model, split: Split) -> dict[str, Any]:
+    """How the model mixes on the test histories, and what it is worth with other weights."""
+    found = attention_statistics(model, split, recent=RECENT)
+    profile = {name: [layer[:RECENT] for layer in layers]
+               for name, layers in found["by_position"].items()}  # fmt: skip
+    coarse = rounded({"by_position": profile, "maps": found["maps"]}, digits=3)
+    swapped = {}
+    for name in SWAPS:
+        with intervene(model, name):
+            test = evaluate(model, split)
+        swapped[name] = {"test": test, "test_filtered": test.filtered}
+    return {"mixing": found["mixing"], "profile": coarse, "swapped": swapped}
 
 
 # ---- provenance --------------------------------------------------------------------------

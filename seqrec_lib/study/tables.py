@@ -1,0 +1,367 @@
+"""What the records show: means, intervals and effects over seeds, beside what others report.
+
+Every function starts from the records of a folder (by default those of :func:`results_dir`) and
+from them alone. Runs of a grid that have no record are shown as missing, with the command that
+makes them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import stats
+
+from ..analysis.effects import equivalence, hedges_g
+from ..training.history import History
+from .grid import BASELINES, Run, load_grid
+from .records import Store, results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RELIANCE", "benchmark", "by_length", "command", "effects", "histories", "missing",
+           "published", "published_regimes", "regimes", "summarize"]  # fmt: skip
+
+#: The metrics over which reliance is averaged (Kozaki et al., JSAI 2026).
+RELIANCE = ("HR@1", "HR@10", "HR@100", "NDCG@10", "NDCG@100")
+SETTING = ["dataset", "split", "model", "attention", "loss", "variant"]
+Root = str | os.PathLike | None
+
+
+# ---- what is there, and what is not --------------------------------------------------------
+
+
+def missing(grid: str | Path | Mapping[str, Any] = "main", root: Root = None) -> pd.DataFrame:
+    """The runs of a grid that have no record, a row for each, and the command that makes it.
+
+    Columns: what names a run, ``state`` ("missing", "outdated", "damaged") and ``command``.
+    """
+    import pandas as pd
+
+    store = Store(root)
+    runs = [(run, store.state(run)) for run in load_grid(grid)]
+    rows = [{**run.axes, "state": state, "command": command([run], grid)}
+            for run, state in runs if state != "done"]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*SETTING, "seed", "state", "command"])
+
+
+def command(runs: Sequence[Run], grid: Any = "main") -> str:
+    """The command that does ``runs``, which differ in their seeds alone."""
+    axes = {**runs[0].axes, "seed": ",".join(str(run.seed) for run in runs)}
+    only = [f"--only {name}={value}" for name, value in axes.items()
+            if not (name == "variant" and value == "main" or value == "none")]  # fmt: skip
+    where = "" if grid == "main" or isinstance(grid, Mapping) else f" --grid {grid}"
+    return f"python -m seqrec_lib study run{where} {' '.join(only)}"
+
+
+# ---- means and intervals -------------------------------------------------------------------
+
+
+def summarize(
+    table: pd.DataFrame,
+    metric: str = "test_filtered NDCG@10",
+    by: Sequence[str] = SETTING,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Mean, standard deviation and interval of ``metric`` over the seeds of each setting.
+
+    The interval is Student's t for the mean over seeds: of training runs on these data, not of
+    users. Columns: ``by``, ``seeds``, ``mean``, ``sd``, ``low``, ``high`` (NaN for one seed).
+    """
+    import pandas as pd
+
+    rows = []
+    for key, group in table.groupby(list(by), sort=False):
+        values = group[metric].to_numpy(float)
+        rows.append({**dict(zip(by, key, strict=True)), **_interval(values, level)})
+    return pd.DataFrame(rows, columns=[*by, "seeds", "mean", "sd", "low", "high"])
+
+
+def _interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    n, mean = len(values), float(values.mean())
+    sd = float(values.std(ddof=1)) if n > 1 else math.nan
+    half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
+    return {"seeds": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+
+
+def benchmark(
+    grid: str | Path | Mapping[str, Any] = "main",
+    root: Root = None,
+    metrics: Sequence[str] = ("HR@10", "NDCG@10"),
+    **only: Any,
+) -> pd.DataFrame:
+    """Who reaches what, data set by data set: mean ± standard deviation over seeds.
+
+    Each metric stands twice: over all items, and ``filtered`` (items already seen left out). The
+    last columns are the published band (filtered ``NDCG@10``, where there is one), and the
+    command for what is missing.
+
+    Args:
+        grid: the runs to show, whether or not they have a record.
+        only: keep the runs with these properties, such as ``dataset=["beauty", "ml-1m"]``.
+
+    Returns:
+        text cells, indexed by (dataset, split, model).
+    """
+    import pandas as pd
+
+    store, rows = Store(root), {}
+    for runs in _settings(load_grid(grid), only):
+        records = [record for record in map(_readable(store), runs) if record is not None]
+        done = {record["seed"] for record in records}
+        row = {"seeds": f"{len(records)} of {len(runs)}"}
+        for metric in metrics:
+            for part, suffix in (("test", ""), ("test_filtered", " filtered")):
+                values = np.array([record[part][metric] for record in records])
+                row[metric + suffix] = _mean_sd(values)
+        row["published NDCG@10"] = _band(runs[0])
+        left = [run for run in runs if run.seed not in done]
+        row["missing"] = command(left, grid) if left else ""
+        rows[runs[0].dataset, runs[0].split, label(runs[0])] = row
+    index = pd.MultiIndex.from_tuples(rows, names=["dataset", "split", "model"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def label(run: Run | Mapping[str, Any]) -> str:
+    """What a table calls a setting: "sasrec softmax", "sasrec uniform (bce)", "markov"."""
+    axes = run.axes if isinstance(run, Run) else run
+    if axes["model"] in BASELINES:
+        return axes["model"]
+    told = [axes[name] for name, usual in (("loss", "ce"), ("variant", "main"))
+            if axes[name] != usual]  # fmt: skip
+    return f"{axes['model']} {axes['attention']}" + (f" ({', '.join(told)})" if told else "")
+
+
+def _settings(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
+    """Runs that differ in the seed alone, together; only those ``only`` allows."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        allowed = (getattr(run, name) in ([v] if isinstance(v, str | int) else v)
+                   for name, v in only.items())  # fmt: skip
+        if all(allowed):
+            groups.setdefault(tuple(getattr(run, name) for name in SETTING), []).append(run)
+    # data set by data set, in the grid's order
+    order = {run.dataset: i for i, run in reversed(list(enumerate(runs)))}
+    return sorted(groups.values(), key=lambda group: order[group[0].dataset])
+
+
+def _readable(store: Store):
+    def read(run: Run) -> dict[str, Any] | None:
+        return store.read(run) if store.state(run) == "done" else None
+
+    return read
+
+
+def _mean_sd(values: np.ndarray) -> str:
+    if not len(values):
+        return "missing"
+    return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else "")
+
+
+# ---- what others report ----------------------------------------------------------------------
+
+
+@cache
+def _published() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
+
+
+def published() -> pd.DataFrame:
+    """Published figures of strong models, as low and high ends of bands, with their sources.
+
+    They rank all items and mostly leave out those already seen.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "dataset": figure["dataset"], "split": figure.get("split", "leave-one-out"),
+            "model": figure["model"], "loss": figure["loss"], "metric": metric,
+            "low": figure[metric][0], "high": figure[metric][1], "source": figure["source"],
+        }
+        for figure in _published()["figures"] for metric in ("HR@10", "NDCG@10")
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _band(run: Run) -> str:
+    if run.attention not in ("softmax", "wasserstein") or run.variant != "main":
+        return ""
+    bands = published()
+    for name, value in {**run.axes, "metric": "NDCG@10"}.items():
+        if name in bands:
+            bands = bands[bands[name] == value]
+    ends = [f"{end:.4f}" for end in (*bands["low"], *bands["high"])]
+    return " to ".join(dict.fromkeys(ends))
+
+
+# ---- effects -------------------------------------------------------------------------------
+
+
+def effects(
+    table: pd.DataFrame | None = None,
+    a: str = "softmax",
+    b: str = "uniform",
+    metric: str = "test NDCG@10",
+    margin: float = 0.05,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Does training with weighting ``a`` beat training with ``b``? One row a data set and split.
+
+    Args:
+        table: records, as from :func:`results`; those of all data sets by default.
+        margin: the smallest difference that matters, as a share of the mean of ``a``.
+
+    Returns:
+        ``a``, ``b`` (means), ``difference``, its 90 % interval ``low``, ``high``, Hedges' ``g``
+        and its interval ``g_low``, ``g_high``, and the ``verdict`` of the equivalence test:
+        "equivalent", "different" or "undecided"; "too few seeds" with less than two of each.
+    """
+    import pandas as pd
+
+    rows = []
+    for setting, x, y in _pairs(table, a, b, metric):
+        row: dict[str, Any] = {**setting, "seeds": min(len(x), len(y)), a: _mean(x), b: _mean(y)}
+        try:
+            g, test = hedges_g(x, y, level=level), equivalence(x, y, margin, relative=True)
+        except ValueError:
+            row |= {"difference": row[a] - row[b], "verdict": "too few seeds"}
+        else:
+            row |= {"difference": test.difference, "low": test.low, "high": test.high, "g": g.g,
+                    "g_low": g.low, "g_high": g.high, "verdict": test.verdict}  # fmt: skip
+        rows.append(row)
+    columns = ["dataset", "split", "model", "loss", "variant", "seeds", a, b, "difference", "low",
+               "high", "g", "g_low", "g_high", "verdict"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def regimes(
+    table: pd.DataFrame | None = None,
+    statistic: str = "attn_res_ln",
+    part: str = "test",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Where each data set stands: how much its softmax models mix, how much they rely on weights.
+
+    Mixing is the mean ratio over layers and positions, with Student's interval over seeds.
+    Reliance is Hedges' g of softmax over uniform training, averaged over ``RELIANCE``; its
+    interval averages the five intervals, which is what it would be if the metrics moved
+    together, and too wide otherwise.
+
+    Args:
+        statistic: a name in a record's ``mixing``, such as "attn_res_ln_last".
+
+    Returns:
+        ``dataset``, ``split``, ``seeds``, ``mixing``, ``mixing_low``, ``mixing_high``, ``g``,
+        ``g_low``, ``g_high`` and ``verdict`` (of :func:`effects`, for NDCG@10).
+    """
+    import pandas as pd
+
+    table = _main(table)
+    rows = []
+    verdicts = effects(table, metric=f"{part} NDCG@10", level=level)
+    for row in verdicts.itertuples():
+        here = table[(table["dataset"] == row.dataset) & (table["split"] == row.split)
+                     & (table["model"] == row.model) & (table["loss"] == row.loss)]  # fmt: skip
+        softmax = here[here["attention"] == "softmax"]
+        mixing = _interval(softmax[f"mixing {statistic}"].to_numpy(float), level)
+        each = pd.concat(effects(here, metric=f"{part} {name}", level=level) for name in RELIANCE)
+        g, low, high = each[["g", "g_low", "g_high"]].astype(float).mean(skipna=False)
+        rows.append({
+            "dataset": row.dataset, "split": row.split, "model": row.model, "loss": row.loss,
+            "seeds": row.seeds, "mixing": mixing["mean"], "mixing_low": mixing["low"],
+            "mixing_high": mixing["high"], "g": g, "g_low": low, "g_high": high,
+            "verdict": row.verdict,
+        })  # fmt: skip
+    columns = ["dataset", "split", "model", "loss", "seeds", "mixing", "mixing_low", "mixing_high",
+               "g", "g_low", "g_high", "verdict"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def published_regimes(level: float = 0.95) -> pd.DataFrame:
+    """The published points of :func:`regimes`, and the intervals that their five seeds imply.
+
+    The source gives no interval. That of Hedges' g follows from g and the number of seeds alone;
+    that of the mixing ratio does not and is left out.
+    """
+    import pandas as pd
+
+    source = _published()["regimes"]
+    n = source["seeds"]
+    shape = stats.norm.ppf((np.arange(n) + 0.5) / n)
+    shape /= shape.std(ddof=1)  # any n values of spread 1 will do
+    rows = []
+    for dataset, point in source["points"].items():
+        per_d = hedges_g(shape + 1, shape).g  # g is so many times d
+        ends = [hedges_g(shape + g / per_d, shape, level=level) for g in point["g"]]
+        rows.append({
+            "dataset": dataset, "seeds": n, "mixing": point["mixing"],
+            "g": np.mean(point["g"]), "g_low": np.mean([e.low for e in ends]),
+            "g_high": np.mean([e.high for e in ends]), "source": source["source"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _main(table: pd.DataFrame | None) -> pd.DataFrame:
+    table = results() if table is None else table
+    return table[table["variant"] == "main"]
+
+
+def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
+    """(setting, values of a, values of b) for each setting that has a record of either."""
+    table = results() if table is None else table
+    by = ["dataset", "split", "model", "loss", "variant"]
+    both = table[table["attention"].isin([a, b])]
+    for key, group in both.groupby(by, sort=False):
+        group = group.sort_values("seed")
+        x, y = (group.loc[group["attention"] == name, metric].to_numpy(float) for name in (a, b))
+        yield dict(zip(by, key, strict=True)), x, y
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+# ---- inside the runs -------------------------------------------------------------------------
+
+
+def by_length(
+    table: pd.DataFrame | None = None, metric: str = "NDCG@10", part: str = "test_filtered"
+) -> pd.DataFrame:
+    """A metric by the length of the users' histories: a row for each run and group.
+
+    Columns: those that name a run, ``length`` (an ordered category such as "10-19"), ``users``
+    and ``value``.
+    """
+    import pandas as pd
+
+    table = results() if table is None else table
+    rows = [
+        {**{name: row[name] for name in (*SETTING, "seed")}, "length": length,
+         "users": group["users"], "value": group[part][metric]}
+        for _, row in table.iterrows() for length, group in row["by_length"].items()
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=[*SETTING, "seed", "length", "users", "value"])
+    order = sorted(frame["length"].unique(), key=lambda text: int(text.strip("+").split("-")[0]))
+    return frame.astype({"length": pd.CategoricalDtype(order, ordered=True)})
+
+
+def histories(table: pd.DataFrame) -> dict[str, History]:
+    """The learning curves of records, by label and seed, for :func:`plotting.learning_curves`."""
+    found = {}
+    for row in table.to_dict("records"):
+        if not row["curve"]:
+            continue
+        columns = {"epoch": range(1, row["epochs"] + 1), **row["curve"]}
+        entries = [dict(zip(columns, values, strict=True))
+                   for values in zip(*columns.values(), strict=True)]  # fmt: skip
+        history = History(entries, row["config"]["monitor"], row["stopped"])
+        found[f"{row['dataset']} {label(row)}, seed {row['seed']}"] = history
+    return found
