@@ -152,7 +152,7 @@ def test_a_score_that_is_no_number_shows_in_the_loss(name, bad):
 def test_nothing_to_predict_is_refused():
     model = Readout()
     with pytest.raises(ValueError, match="no position to compute a loss on"):
-        LOSSES["ce"](model, torch.zeros(0, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.long))
+        LOSSES["ce"](model, torch.zeros(0, 6).double(), torch.zeros(0).long())
 
 
 def test_bpr_adds_the_regularizer_of_a_model_that_has_one():

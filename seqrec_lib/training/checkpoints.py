@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def save_checkpoint(path: str | os.PathLike, identity: dict[str, Any], **state: 
 def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[str, Any] | None:
     """What :func:`save_checkpoint` wrote; None where there is nothing to go on from.
 
-    A file that cannot be read is set aside as ``*.damaged`` with a warning.
+    A damaged file is set aside as ``*.damaged`` with a warning.
 
     Raises:
         ValueError: the file belongs to a run with other settings; they are named.
@@ -33,10 +34,15 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
     path = Path(path)
     if not path.exists():
         return None
+    file = io.BytesIO(path.read_bytes())
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        file.seek(0)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
         theirs = json.loads(saved["identity"])
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # there is no end to what damaged bytes make a reader raise
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)
         warnings.warn(f"{path} could not be read ({error}); it is now {aside.name}, and training "

@@ -213,27 +213,35 @@ class _Batches:
 
 
 class _Negatives:
-    """Draws items uniformly among those a user has not taken in training."""
+    """Draws items uniformly among those a user has not taken in training.
+
+    Exactly, in one pass: the r-th item that is free is r plus the number of taken items before
+    it, and a taken item t stands before it where t, less the taken ones before t, is at most r.
+    """
 
     def __init__(self, train: Interactions, count: int, device: torch.device):
-        self.num_items, self.count = train.num_items, count
-        keys = train.sequences.owner * (train.num_items + 1) + train.sequences.values
-        self.taken = torch.from_numpy(np.unique(keys)).to(device)
+        num_items, num_users = train.num_items, train.num_users
+        keys = train.sequences.owner * (num_items + 1) + train.sequences.values
+        users, items = np.divmod(np.unique(keys), num_items + 1)
+        taken = np.bincount(users, minlength=num_users)
+        some_left = (taken < num_items)[users]  # who took everything may be given anything
+        users, items = users[some_left], items[some_left]
+        taken[taken == num_items] = 0
+        starts = np.cumsum(taken) - taken
+        before = np.arange(len(users)) - starts[users]
+        self.num_items, self.count = num_items, count
+        self.thresholds, self.starts, self.free = (
+            torch.from_numpy(array).to(device)
+            for array in (users * (num_items + 1) + items - before, starts, num_items - taken)
+        )
 
     def __call__(self, batch: _Batch) -> Tensor:
-        base = batch.users[:, None] * (self.num_items + 1)
-        items = self._draw(len(batch.targets), base.device)
-        for _ in range(8):  # someone who took nearly everything keeps a few of his own items
-            keys = base + items
-            found = torch.searchsorted(self.taken, keys).clamp(max=len(self.taken) - 1)
-            clash = self.taken[found] == keys
-            if not clash.any():
-                break
-            items = torch.where(clash, self._draw(len(items), base.device), items)
-        return items
-
-    def _draw(self, rows: int, device: torch.device) -> Tensor:
-        return torch.randint(1, self.num_items + 1, (rows, self.count), device=device)
+        users = batch.users[:, None]
+        draws = torch.randint(2**62, (len(users), self.count), device=users.device)
+        rank = draws % self.free[users] + 1
+        thresholds = users * (self.num_items + 1) + rank
+        passed = torch.searchsorted(self.thresholds, thresholds, right=True)
+        return rank + passed - self.starts[users]
 
 
 class _Losses:
