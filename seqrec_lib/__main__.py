@@ -9,6 +9,7 @@ import click
 
 from .study.grid import AXES, GRIDS, Run, load_grid, select
 from .study.records import Store
+from .study.records import results as read_results
 from .study.runner import duration, estimate, run_grid
 
 
@@ -118,6 +119,76 @@ def status(grid, only, results, scratch) -> None:
             click.echo(f"begun: {run}  {marker.read_text()}")
     left = estimate([run for run in runs if states[run] != "done"], store)
     click.echo(f"about {duration(sum(left.values()))} of one core left")
+
+
+@study.command()
+@click.argument("kind", type=click.Choice(["benchmark", "effects", "regimes", "missing"]),
+                default="benchmark")
+@_grid_options
+@click.option("--format", "form", type=click.Choice(["text", "csv", "html"]), default="text")
+def table(kind, grid, only, results, form) -> None:
+    """Show what was measured.
+
+    \b
+    benchmark  mean and spread over seeds, beside the published bands
+    effects    softmax against uniform: difference, Hedges' g, equivalence
+    regimes    mixing and reliance of each data set
+    missing    what the grid still lacks, and the commands that make it
+    """
+    from .study import tables
+
+    if kind == "benchmark":
+        found = tables.benchmark(grid, results, **_typed(only)).drop(columns="missing")
+    elif kind == "missing":
+        found = tables.missing(grid, results)
+    else:
+        found = getattr(tables, kind)(read_results(results, **_typed(only)))
+    index = kind == "benchmark"
+    shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form](index=index)
+    click.echo(shown)
+
+
+@study.command()
+@click.argument("kind", type=click.Choice(["regimes", "curves", "length", "weightings"]))
+@_grid_options
+@click.option("--output", type=click.Path(path_type=Path), default=Path("figure.svg"),
+              show_default=True, help="Its suffix says the format: svg, png, pdf.")
+def plot(kind, grid, only, results, output) -> None:
+    """Draw what was measured.
+
+    \b
+    regimes     mixing against reliance, the published points beside ours
+    curves      validation NDCG@10 over the epochs
+    length      test NDCG@10 by the length of the users' histories
+    weightings  test NDCG@10 of each weighting, with intervals over seeds
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from . import plotting
+    from .study import tables
+
+    found = read_results(results, **_typed(only))
+    if found.empty:
+        raise click.ClickException("there is no such record yet; `study run` makes them")
+    if kind == "regimes":
+        ax = plotting.regimes(tables.regimes(found), tables.published_regimes())
+    elif kind == "curves":
+        ax = plotting.learning_curves(tables.histories(found))
+    elif kind == "length":
+        ax = plotting.by_length(tables.by_length(found), ylabel="filtered test NDCG@10")
+    else:
+        summary = tables.summarize(found, "test NDCG@10")
+        ax = plotting.seed_intervals(summary.assign(name=[
+            f"{row['dataset']} {tables.label(row)}" for row in summary.to_dict("records")]), "name")
+    ax.figure.savefig(output)
+    click.echo(f"written: {output}")
+
+
+def _typed(only: dict[str, list[str]]) -> dict[str, list]:
+    """The same for records, whose seeds are numbers."""
+    return {name: [int(v) for v in values] if name == "seed" else values
+            for name, values in only.items()}  # fmt: skip
 
 
 def _dry_run(runs: list[Run], store: Store, jobs: int) -> None:

@@ -16,12 +16,15 @@ from matplotlib.axes import Axes
 __all__ = [
     "PALETTE",
     "bars",
+    "by_length",
     "curves",
     "heatmap",
     "heatmaps",
     "labelled_points",
     "learning_curve",
     "learning_curves",
+    "regimes",
+    "seed_intervals",
     "timeline",
 ]
 
@@ -241,6 +244,70 @@ def curves(
     for i, (label, y) in enumerate(lines.items()):
         ax.plot(x, y, label=label, **_style(i))
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend(frameon=False)
+    return ax
+
+
+def seed_intervals(
+    summary, label: str = "attention", xlabel: str = "test NDCG@10", ax: Axes | None = None
+) -> Axes:
+    """Means over seeds with their intervals, one line of the figure for each.
+
+    Args:
+        summary: a table with ``mean``, ``low`` and ``high``, as :func:`study.summarize` makes.
+        label: the column that names the lines.
+    """
+    ax = _axes(ax)
+    rows = np.arange(len(summary))[::-1]
+    half = (summary["high"] - summary["low"]) / 2
+    ax.errorbar(summary["mean"], rows, xerr=half, fmt=MARKERS[0], color=PALETTE[0], capsize=3)
+    ax.set(yticks=rows, yticklabels=summary[label], xlabel=xlabel)
+    ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def by_length(table, ylabel: str = "test NDCG@10", ax: Axes | None = None) -> Axes:
+    """A metric by the length of users' histories, a line for each weighting.
+
+    Args:
+        table: as :func:`study.by_length` makes, of one data set; the bars show the standard
+            deviation over seeds.
+    """
+    ax = _axes(ax)
+    lengths = [x for x in table["length"].cat.categories if x in set(table["length"])]
+    for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
+        found = group.groupby("length", observed=False)["value"].agg(["mean", "std"]).loc[lengths]
+        ax.errorbar(np.arange(len(lengths)) + 0.04 * i, found["mean"], found["std"], label=name,
+                    capsize=2, **_style(i))  # fmt: skip
+    ax.set(xticks=range(len(lengths)), xticklabels=lengths, xlabel="items in the history",
+           ylabel=ylabel)  # fmt: skip
+    ax.legend(frameon=False)
+    return ax
+
+
+def regimes(ours, published=None, ax: Axes | None = None) -> Axes:
+    """Mixing against reliance: a point for each data set, with intervals both ways.
+
+    Args:
+        ours: as :func:`study.regimes` makes.
+        published: as :func:`study.published_regimes` makes; drawn hollow, with the interval
+            that their number of seeds implies for g alone.
+    """
+    ax = _axes(ax)
+    ax.axhline(0, color="grey", lw=0.8)
+    for i, (name, table) in enumerate({"this study": ours, "published": published}.items()):
+        if table is None or table.empty:
+            continue
+        hollow = {"markerfacecolor": "white", "alpha": 0.6} if name == "published" else {}
+        error = {"yerr": [table["g"] - table["g_low"], table["g_high"] - table["g"]]}
+        if "mixing_low" in table:
+            error["xerr"] = (table["mixing_high"] - table["mixing_low"]) / 2
+        ax.errorbar(table["mixing"], table["g"], **error, fmt=MARKERS[i], color=PALETTE[i],
+                    capsize=2, lw=1, label=name, **hollow)  # fmt: skip
+        for row in table.itertuples():
+            ax.annotate(row.dataset, (row.mixing, row.g), xytext=(4, 3),
+                        textcoords="offset points", fontsize=8, color=PALETTE[i])  # fmt: skip
+    ax.set(xlabel="mixing ratio (softmax models)", ylabel="reliance: Hedges' g, softmax - uniform")
     ax.legend(frameon=False)
     return ax
 

@@ -84,9 +84,12 @@ class Run:
     @property
     def key(self) -> str:
         """A name that no other run has: ``beauty.leave-one-out.sasrec.softmax.ce.seed0``."""
+        return ".".join(self._told)
+
+    @property
+    def _told(self) -> list[str]:
         parts = [self.dataset, self.split, self.model, self.attention, self.loss, self.variant]
-        told = [part for part in parts if part not in ("none", "main")]
-        return ".".join([*told, f"seed{self.seed}"])
+        return [*(part for part in parts if part not in ("none", "main")), f"seed{self.seed}"]
 
     @property
     def path(self) -> Path:
@@ -96,7 +99,7 @@ class Run:
         return Path(self.dataset) / f"{self.key.removeprefix(self.dataset + '.')}.json"
 
     def __str__(self) -> str:
-        return self.key.replace(".", " ")
+        return " ".join(self._told)
 
 
 def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:

@@ -20,7 +20,7 @@ from scipy import stats
 
 from ..analysis.effects import equivalence, hedges_g
 from ..training.history import History
-from .grid import BASELINES, Run, load_grid
+from .grid import AXES, BASELINES, Run, load_grid, select
 from .records import Store, results
 
 if TYPE_CHECKING:
@@ -39,26 +39,32 @@ Root = str | os.PathLike | None
 
 
 def missing(grid: str | Path | Mapping[str, Any] = "main", root: Root = None) -> pd.DataFrame:
-    """The runs of a grid that have no record, a row for each, and the command that makes it.
+    """What a grid still lacks: a row for each setting, and the command that makes it.
 
-    Columns: what names a run, ``state`` ("missing", "outdated", "damaged") and ``command``.
+    Columns: what names a setting, ``seeds`` (those without a record, or with one that is damaged
+    or was made with other settings) and ``command``.
     """
     import pandas as pd
 
-    store = Store(root)
-    runs = [(run, store.state(run)) for run in load_grid(grid)]
-    rows = [{**run.axes, "state": state, "command": command([run], grid)}
-            for run, state in runs if state != "done"]  # fmt: skip
-    return pd.DataFrame(rows, columns=[*SETTING, "seed", "state", "command"])
+    store, runs, rows = Store(root), load_grid(grid), []
+    for group in _settings(runs, {}):
+        if left := [run for run in group if store.state(run) != "done"]:
+            setting = {name: left[0].axes[name] for name in SETTING}
+            seeds = [run.seed for run in left]
+            rows.append({**setting, "seeds": seeds, "command": command(left, runs, grid)})
+    return pd.DataFrame(rows, columns=[*SETTING, "seeds", "command"])
 
 
-def command(runs: Sequence[Run], grid: Any = "main") -> str:
-    """The command that does ``runs``, which differ in their seeds alone."""
-    axes = {**runs[0].axes, "seed": ",".join(str(run.seed) for run in runs)}
-    only = [f"--only {name}={value}" for name, value in axes.items()
-            if not (name == "variant" and value == "main" or value == "none")]  # fmt: skip
-    where = "" if grid == "main" or isinstance(grid, Mapping) else f" --grid {grid}"
-    return f"python -m seqrec_lib study run{where} {' '.join(only)}"
+def command(wanted: Sequence[Run], runs: Sequence[Run], grid: Any = "main") -> str:
+    """The shortest command that does ``wanted``, which differ in their seeds alone, of ``runs``."""
+    only = {name: list(dict.fromkeys(str(getattr(run, name)) for run in wanted)) for name in AXES}
+    for name in AXES[::-1]:  # what tells them apart from no other run is not said
+        fewer = {other: values for other, values in only.items() if other != name}
+        if len(select(runs, fewer)) == len(wanted):
+            only = fewer
+    where = "" if isinstance(grid, Mapping) or grid == "main" else f" --grid {grid}"
+    told = (f" --only {name}={','.join(values)}" for name, values in only.items())
+    return f"python -m seqrec_lib study run{where}{''.join(told)}"
 
 
 # ---- means and intervals -------------------------------------------------------------------
@@ -112,8 +118,8 @@ def benchmark(
     """
     import pandas as pd
 
-    store, rows = Store(root), {}
-    for runs in _settings(load_grid(grid), only):
+    store, everything, rows = Store(root), load_grid(grid), {}
+    for runs in _settings(everything, only):
         records = [record for record in map(_readable(store), runs) if record is not None]
         done = {record["seed"] for record in records}
         row = {"seeds": f"{len(records)} of {len(runs)}"}
@@ -123,7 +129,7 @@ def benchmark(
                 row[metric + suffix] = _mean_sd(values)
         row["published NDCG@10"] = _band(runs[0])
         left = [run for run in runs if run.seed not in done]
-        row["missing"] = command(left, grid) if left else ""
+        row["missing"] = command(left, everything, grid) if left else ""
         rows[runs[0].dataset, runs[0].split, label(runs[0])] = row
     index = pd.MultiIndex.from_tuples(rows, names=["dataset", "split", "model"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index)
