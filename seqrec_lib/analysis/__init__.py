@@ -1,5 +1,7 @@
 """Looking inside: what a block computed, what moved it, what an intervention does."""
 
+from .adapters import capture_torch
+from .attribution import attribution_agreement, item_contributions, removal_effects, rollout
 from .capture import LayerTrace, Trace, capture
 from .decompose import Contributions, Parts, WeightShares, decompose
 from .effects import Difference, EffectSize, Equivalence, equivalence, hedges_g, paired_difference
@@ -20,11 +22,16 @@ __all__ = [
     "Trace",
     "WeightShares",
     "attention_statistics",
+    "attribution_agreement",
     "capture",
+    "capture_torch",
     "decompose",
     "equivalence",
     "hedges_g",
     "intervene",
+    "item_contributions",
     "normalized_entropy",
     "paired_difference",
+    "removal_effects",
+    "rollout",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,18 @@ class LayerTrace:
                 "set the field (dataclasses.replace)"
             )
         return tuple(getattr(self, name) for name in names)
+
+    def with_residual(self, residual: Tensor, reading_norm: nn.LayerNorm | None) -> LayerTrace:
+        """A copy that also knows what is added to ``outputs``, and what reads the sum.
+
+        For attention layers that stand alone in a model (:func:`capture_torch`).
+
+        Args:
+            residual: (B, L, D).
+            reading_norm: the LayerNorm of the sum; None where there is none.
+        """
+        (outputs,) = self.need("outputs")
+        return replace(self, residual=residual, total=residual + outputs, reading_norm=reading_norm)
 
 
 class Trace(list):
