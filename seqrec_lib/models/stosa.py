@@ -178,15 +178,11 @@ class STOSA(SequentialModel):
     def reset_parameters(self) -> None:
         """As in SASRec. Covariance embeddings near 0 make variances near 1."""
         for table in (self.items, self.covariance_items):
-            nn.init.normal_(table.weight, std=0.02)
+            nn.init.normal_(table.weight, std=0.05)
             with torch.no_grad():
                 table.weight[0] = 0
-        nn.init.normal_(self.positions, std=0.02)
-        nn.init.normal_(self.covariance_positions, std=0.02)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.positions, std=0.05)
+        nn.init.normal_(self.covariance_positions, std=0.05)
 
     def encode(self, items: Tensor) -> Gaussian:
         """items (B, L) -> (mean, covariance) of what is expected after each, two (B, L, D)."""
