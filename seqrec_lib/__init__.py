@@ -4,7 +4,7 @@ The names below are the library; everything they need comes one way:
 data -> models -> training, evaluation -> analysis -> study.
 """
 
-from . import plotting
+from . import plotting, study
 from .analysis import (
     Difference,
     EffectSize,
@@ -59,6 +59,7 @@ from .models import (
     make_weighting,
     save,
 )
+from .study import results
 from .training import LOSSES, History, TrainingDiverged, fit
 
 __version__ = "0.1.0"
@@ -118,8 +119,10 @@ __all__ = [
     "plotting",
     "read_interactions",
     "removal_effects",
+    "results",
     "rollout",
     "save",
     "say",
+    "study",
     "worlds",
 ]
