@@ -25,7 +25,7 @@ def claim(statement: str, holds: bool) -> None:
         raise TypeError(f"claim {statement!r} needs True or False, got {holds!r}")
     if not bool(holds):
         raise AssertionError(f"does not hold: {statement}")
-    print(MARK, statement)
+    print(f"{MARK} {statement}")  # one write: a kernel may store each apart
 
 
 def say(markdown: str) -> None:

@@ -59,15 +59,19 @@ def load(
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         kind, config = MODELS[header["model"]], json.loads(header["config"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        spec = config["attention"]
+        name = spec if isinstance(spec, str) else spec["name"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model saved by this library ({error})") from error
-    spec = config["attention"]
-    name = spec if isinstance(spec, str) else spec["name"]
     if attention is not None:
         config["attention"] = attention
     elif name not in (*WEIGHTINGS, LooseUniformAttention.name):
         raise ValueError(f"{path} was made with the weighting {name!r}, which is not the "
                          "library's; pass an instance of its class: load(path, attention=...)")
-    model = kind(**config)
-    model.load_state_dict(state)
+    try:
+        model = kind(**config)
+        model.load_state_dict(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a model saved by this library: what it holds does not "
+                         f"fit a {header['model']} ({error})") from error
     return model.to(device).eval()
