@@ -37,8 +37,8 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": int,
     "code_version": str, "versions": dict, "finished": str,
 }  # fmt: skip
-#: What differs between two executions of one run on one machine.
-VOLATILE = ("seconds", "peak_memory_mb", "finished", "checksum")
+#: When and by which commit a run was done; all else two executions on one machine share.
+VOLATILE = ("seconds", "peak_memory_mb", "finished", "code_version", "checksum")
 
 
 class DamagedRecord(ValueError):  # noqa: N818 (it names what was found)
@@ -102,11 +102,15 @@ class Store:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of their names; a damaged one is left out with a warning."""
         for path in sorted(self.root.glob("*/*.json")):
+            if path.parent.name == "benchmarks":  # timings, not runs
+                continue
             try:
                 yield read_record(path)
             except DamagedRecord as error:
-                warnings.warn(f"{error}; it is left out, and `python -m seqrec_lib study run` "
-                              "makes it again", stacklevel=2)
+                warnings.warn(
+                    f"{error}; it is left out, and `python -m seqrec_lib study run` makes it again",
+                    stacklevel=2,
+                )
 
 
 def results_dir() -> Path:
@@ -152,8 +156,10 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: record[name] for name in SCHEMA}
     for part in ("validation", "validation_filtered", "test", "test_filtered"):
         row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
-    row |= {f"mixing {name}": np.mean([np.nan if x is None else x for x in layers])
-            for name, layers in record["mixing"].items()}  # fmt: skip
+    row |= {
+        f"mixing {name}": np.mean([np.nan if x is None else x for x in layers])
+        for name, layers in record["mixing"].items()
+    }
     return row
 
 
@@ -189,7 +195,7 @@ def validate(record: Any) -> None:
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What two executions of one run must agree on: all but times and memory."""
+    """What two executions of one run must agree on: all but times, memory, commit."""
     kept = {name: value for name, value in record.items() if name not in VOLATILE}
     curve = {name: values for name, values in record["curve"].items() if name != "seconds"}
     return {**kept, "curve": curve}
