@@ -31,8 +31,10 @@ def main() -> None:
                for key in ("model", "batch_size", "dim", "seconds", "device")}  # fmt: skip
     lengths, items = sorted(arguments.lengths), sorted(arguments.items)
     device = sr.device() if arguments.device == "auto" else torch.device(arguments.device)
-    print(f"{arguments.model}, width {arguments.dim}, batches of {arguments.batch_size} on "
-          f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{arguments.model}, width {arguments.dim}, batches of {arguments.batch_size} on "
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for n, catalogue in ((lengths, items[:1]), (lengths[:1], items)):
         table = sr.costs(arguments.attention, n, catalogue, **options)
         print(f"\n{table.drop(columns='model').round(2).to_string(index=False)}")

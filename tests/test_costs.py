@@ -11,8 +11,14 @@ B, D, BLOCKS = 4, 8, 2
 
 
 def table(attention=None, length=10, num_items=100, **settings):
-    settings = {"batch_size": B, "dim": D, "num_blocks": BLOCKS, "seconds": 0, "device": "cpu",
-                **settings}
+    settings = {
+        "batch_size": B,
+        "dim": D,
+        "num_blocks": BLOCKS,
+        "seconds": 0,
+        "device": "cpu",
+        **settings,
+    }
     return sr.costs(attention, length, num_items, **settings)
 
 
@@ -26,9 +32,20 @@ def test_a_row_for_every_combination():
 
 def test_parameters_are_those_of_the_definitions():
     n, rows = 10, table(model="STOSA", num_heads=2).set_index("attention")
-    own = {"softmax": 0, "wasserstein": 0, "uniform": 0, "shuffled": 0, "random": 0, "last": 0,
-           "recency": 2, "positional": n * n, "awrsr-simple": 2 * n * n,
-           "awrsr-value": 3 * n * n, "awrsr-additive": 3 * n * n, "awrsr-stochastic": 4 * n * n}
+    own = {
+        "softmax": 0,
+        "wasserstein": 0,
+        "uniform": 0,
+        "shuffled": 0,
+        "random": 0,
+        "last": 0,
+        "recency": 2,
+        "positional": n * n,
+        "awrsr-simple": 2 * n * n,
+        "awrsr-value": 3 * n * n,
+        "awrsr-additive": 3 * n * n,
+        "awrsr-stochastic": 4 * n * n,
+    }
     assert rows["attention_parameters"].to_dict() == {k: BLOCKS * v for k, v in own.items()}
     rest = rows["parameters"] - rows["attention_parameters"]
     assert rest.nunique() == 1

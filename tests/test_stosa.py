@@ -33,8 +33,13 @@ def test_distances_equal_the_closed_form_on_a_matrix_square_root(seed, dim):
     means, variances = rng.normal(size=(4, dim)), rng.gamma(1.0, size=(4, dim)) + 1e-3
     points = as_point((torch.tensor(means), torch.tensor(variances)))
     ours = squared_distances(points, points)
-    theirs = [[closed_form(means[i], np.diag(variances[i]), means[j], np.diag(variances[j]))
-               for j in range(4)] for i in range(4)]
+    theirs = [
+        [
+            closed_form(means[i], np.diag(variances[i]), means[j], np.diag(variances[j]))
+            for j in range(4)
+        ]
+        for i in range(4)
+    ]
     assert np.allclose(ours, theirs, atol=1e-8)
 
 
@@ -50,8 +55,10 @@ def test_score_is_minus_the_distance_to_every_item():
     encoded = mean, covariance = stosa.encode(HISTORY)
     scores = stosa.score(encoded)
     means, covariances = stosa.item_gaussians()
-    expected = -((mean[0, 4] - means[7]).square().sum()
-                 + (covariance[0, 4].sqrt() - covariances[7].sqrt()).square().sum())
+    expected = -(
+        (mean[0, 4] - means[7]).square().sum()
+        + (covariance[0, 4].sqrt() - covariances[7].sqrt()).square().sum()
+    )
     assert torch.allclose(scores[0, 4, 7], expected, rtol=1e-5)
     assert scores.shape == (2, 5, 10) and (scores[..., 0] == -torch.inf).all()
     assert (scores <= 0).all() and torch.equal(stosa(HISTORY), scores)
@@ -74,8 +81,9 @@ def test_attention_by_loops():
     stosa.encode(HISTORY)
     # The inputs of the block, from the embeddings.
     mean = stosa.norm(stosa.items(HISTORY) + stosa.positions[-5:])
-    covariance = positive(stosa.covariance_norm(
-        stosa.covariance_items(HISTORY) + stosa.covariance_positions[-5:]))
+    covariance = positive(
+        stosa.covariance_norm(stosa.covariance_items(HISTORY) + stosa.covariance_positions[-5:])
+    )
     queries = attention.query(mean), positive(attention.covariance_query(covariance)).sqrt()
     keys = attention.key(mean), positive(attention.covariance_key(covariance)).sqrt()
     values = attention.value(mean), positive(attention.covariance_value(covariance))
@@ -83,16 +91,23 @@ def test_attention_by_loops():
         part = slice(4 * h, 4 * h + 4)
         first = 2 if b == 0 else 0  # after the padding
         keys_of_i = range(first, i + 1)
-        scores = [-sum((query[b, i, part] - key[b, j, part]).square().sum()
-                       for query, key in zip(queries, keys, strict=True)) / 2  # sqrt(D/H) = 2
-                  for j in keys_of_i]
+        scores = [
+            -sum(
+                (query[b, i, part] - key[b, j, part]).square().sum()
+                for query, key in zip(queries, keys, strict=True)
+            )
+            / 2  # sqrt(D/H) = 2
+            for j in keys_of_i
+        ]
         weights = torch.stack(scores).softmax(0)
         assert torch.allclose(seen["weights"][b, h, i, first : i + 1], weights, atol=1e-5)
         for power, value, sums in zip((1, 2), values, ("sums", "covariance_sums"), strict=True):
             total = sum(weights[j - first] ** power * value[b, j, part] for j in keys_of_i)
             assert torch.allclose(seen[sums][b, h, i], total, atol=1e-5)
-    for name, output in (("outputs", attention.output),
-                         ("covariance_outputs", attention.covariance_output)):
+    for name, output in (
+        ("outputs", attention.output),
+        ("covariance_outputs", attention.covariance_output),
+    ):
         sums = seen[name.replace("outputs", "sums")].transpose(1, 2).flatten(-2)
         assert torch.allclose(seen[name], output(sums), atol=1e-6)
 
@@ -147,8 +162,9 @@ def test_cross_entropy_is_the_softmax_of_minus_distances():
 def test_it_learns_the_markov_world(loss):
     split = sr.leave_one_out(sr.worlds.markov(num_users=400, num_items=20, length=12))
     stosa = sr.STOSA(split.num_items, max_len=12, dim=16, num_blocks=1, dropout=0.0, seed=0)
-    history = sr.fit(stosa, split, loss=loss, epochs=5, lr=0.01, batch_size=32, progress=False,
-                     device="cpu")
+    history = sr.fit(
+        stosa, split, loss=loss, epochs=5, lr=0.01, batch_size=32, progress=False, device="cpu"
+    )
     popular = sr.evaluate(sr.Popularity().fit(split), split)["NDCG@10"]
     assert sr.evaluate(stosa, split)["NDCG@10"] > popular + 0.1
     assert history.column("loss")[-1] < history.column("loss")[0]

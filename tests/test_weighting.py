@@ -37,7 +37,8 @@ def kind_of(spec):
 
 CASES = [
     pytest.param(kind, spec, id="-".join([kind.__name__, *map(str, named(spec).values())]))
-    for kind in (sr.SASRec, sr.STOSA) for spec in SPECS
+    for kind in (sr.SASRec, sr.STOSA)
+    for spec in SPECS
     if kind.gaussian or not kind_of(spec).gaussian
 ]
 
@@ -61,8 +62,9 @@ def shared(kind, spec):
 def batches(draw, min_size=1):
     """Items (B, L) with padding on the left; some rows may be all padding."""
     length = draw(st.integers(min_size, MAX_LEN))
-    rows = draw(st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=length), min_size=1,
-                         max_size=3))
+    rows = draw(
+        st.lists(st.lists(st.integers(1, NUM_ITEMS), max_size=length), min_size=1, max_size=3)
+    )
     return torch.tensor([[0] * (length - len(row)) + row for row in rows])
 
 
@@ -174,8 +176,11 @@ def without_gradient(model):
     encoded = model.encode(ITEMS)
     flat = encoded.flatten(0, 1) if torch.is_tensor(encoded) else [x.flatten(0, 1) for x in encoded]
     ce(model, flat, torch.arange(ITEMS.numel()) % NUM_ITEMS + 1).backward()
-    return {name for name, parameter in model.named_parameters()
-            if parameter.grad is None or not parameter.grad.any()}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    }
 
 
 @pytest.mark.parametrize(("kind", "spec"), CASES)
@@ -189,17 +194,28 @@ def test_gradients_reach_every_parameter_that_is_used(kind, spec):
             unused = {name for name in unused if not name.endswith("key.bias")}
         assert not unused
     else:
-        endings = tuple(f"{which}.{what}" for which in ("query", "key")
-                        for what in ("weight", "bias"))
+        endings = tuple(
+            f"{which}.{what}" for which in ("query", "key") for what in ("weight", "bias")
+        )
         assert unused == {name for name, _ in model.named_parameters() if name.endswith(endings)}
 
 
 def test_without_mean_attention_the_path_of_the_means_is_unused():
     unused = without_gradient(build(sr.STOSA, "wasserstein", mean_attention=False))
-    modules = ("attention.value", "attention.output", "norm_attention", "norm_feed_forward",
-               "feed_forward.0", "feed_forward.2")
-    assert unused == {f"blocks.{layer}.{module}.{what}" for layer in (0, 1) for module in modules
-                      for what in ("weight", "bias")}
+    modules = (
+        "attention.value",
+        "attention.output",
+        "norm_attention",
+        "norm_feed_forward",
+        "feed_forward.0",
+        "feed_forward.2",
+    )
+    assert unused == {
+        f"blocks.{layer}.{module}.{what}"
+        for layer in (0, 1)
+        for module in modules
+        for what in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("kind", [sr.SASRec, sr.STOSA])
@@ -235,8 +251,12 @@ def test_models_that_differ_in_weighting_alone_start_equal(kind, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_is_nan(kind, spec, dtype):
     model = build(kind, spec).to(dtype).train()
-    for items in (ITEMS, torch.tensor([[2]]), torch.tensor([[0, 0, 0, 0, 0, 4], [0] * 6]),
-                  torch.zeros(2, 1, dtype=torch.long)):
+    for items in (
+        ITEMS,
+        torch.tensor([[2]]),
+        torch.tensor([[0, 0, 0, 0, 0, 4], [0] * 6]),
+        torch.zeros(2, 1, dtype=torch.long),
+    ):
         model.zero_grad()
         encoded = joined(model.encode(items))
         assert encoded.dtype == dtype and encoded.isfinite().all()
@@ -299,16 +319,25 @@ def loops(scores, module):
     query, key = tokens @ part["w_query"], tokens @ part["w_key"]
     m = query.shape[1]
     if module.name == "awrsr-stochastic":
+
         def std(matrix):
             x = tokens @ part[matrix]
             return np.sqrt(np.maximum(np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))), 1e-6))
 
         query_std, key_std = std("w_query_scale"), std("w_key_scale")
-        return np.array([[-(((query[i] - key[j]) ** 2).sum()
-                            + ((query_std[i] - key_std[j]) ** 2).sum()) / math.sqrt(m)
-                          for j in range(length)] for i in range(length)])
-    simple = np.array([[query[i] @ key[j] / math.sqrt(m) for j in range(length)]
-                       for i in range(length)])
+        return np.array(
+            [
+                [
+                    -(((query[i] - key[j]) ** 2).sum() + ((query_std[i] - key_std[j]) ** 2).sum())
+                    / math.sqrt(m)
+                    for j in range(length)
+                ]
+                for i in range(length)
+            ]
+        )
+    simple = np.array(
+        [[query[i] @ key[j] / math.sqrt(m) for j in range(length)] for i in range(length)]
+    )
     if module.name == "awrsr-simple":
         return simple
     refined = np.zeros((length, length))
@@ -344,8 +373,9 @@ def test_controls_follow_their_definitions():
         made["positional"].map[-1, -2] = math.log(3.0)
     decay = torch.tensor([-3.0, -2.0, -1.0, 0.0]).exp()
     assert torch.allclose(made["recency"](None, allowed)[0, 0, 3], decay / decay.sum())
-    assert torch.allclose(made["positional"](None, allowed)[0, 0, 3],
-                          torch.tensor([1, 1, 3, 1]) / 6)
+    assert torch.allclose(
+        made["positional"](None, allowed)[0, 0, 3], torch.tensor([1, 1, 3, 1]) / 6
+    )
 
 
 def test_a_threshold_keeps_only_like_tokens():

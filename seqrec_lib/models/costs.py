@@ -91,14 +91,19 @@ def _step(model, batch_size: int):
     where = next(model.parameters()).device
     shape = (batch_size, model.max_len)
     generator = torch.Generator().manual_seed(0)
-    items, targets = (torch.randint(1, model.num_items + 1, shape, generator=generator).to(where)
-                      for _ in range(2))
+    items, targets = (
+        torch.randint(1, model.num_items + 1, shape, generator=generator).to(where)
+        for _ in range(2)
+    )
 
     def step() -> None:
         model.zero_grad()
         encoded = model.encode(items)
-        flat = (encoded.flatten(0, 1) if torch.is_tensor(encoded)
-                else tuple(part.flatten(0, 1) for part in encoded))
+        flat = (
+            encoded.flatten(0, 1)
+            if torch.is_tensor(encoded)
+            else tuple(part.flatten(0, 1) for part in encoded)
+        )
         ce(model, flat, targets.flatten()).backward()
 
     return step
@@ -109,8 +114,7 @@ def _operations(step) -> int:
     def in_place(total, a, b, out_shape=None, **_) -> int:
         return 2 * a[0] * a[1] * b[1]
 
-    counter = FlopCounterMode(display=False,
-                              custom_mapping={torch.ops.aten.addmm_: in_place})
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place})
     with counter:
         step()
     return counter.get_total_flops()

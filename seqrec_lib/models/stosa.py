@@ -69,9 +69,17 @@ class StochasticAttention(Attention):
         outputs = self.output(sums.transpose(1, 2).flatten(-2))
         covariance_outputs = self.covariance_output(covariance_sums.transpose(1, 2).flatten(-2))
         if self.recorder is not None:
-            self.recorder(scores=scores, weights=weights, values=values, sums=sums,
-                          outputs=outputs, allowed=allowed, covariance_values=covariance_values,
-                          covariance_sums=covariance_sums, covariance_outputs=covariance_outputs)
+            self.recorder(
+                scores=scores,
+                weights=weights,
+                values=values,
+                sums=sums,
+                outputs=outputs,
+                allowed=allowed,
+                covariance_values=covariance_values,
+                covariance_sums=covariance_sums,
+                covariance_outputs=covariance_outputs,
+            )
         return outputs, covariance_outputs
 
     def scores(self, mean: Tensor, covariance: Tensor) -> Tensor:
@@ -91,8 +99,9 @@ class StochasticBlock(Block):
         mean_attention: False returns the means as they came, see :class:`STOSA`.
     """
 
-    def __init__(self, dim: int, num_heads: int = 1, dropout: float = 0.0,
-                 mean_attention: bool = True):
+    def __init__(
+        self, dim: int, num_heads: int = 1, dropout: float = 0.0, mean_attention: bool = True
+    ):
         super().__init__(dim, num_heads, dropout, norm="post")
         self.attention = StochasticAttention(dim, num_heads, dropout)
         self.feed_forward, self.covariance_feed_forward = _feed_forward(dim), _feed_forward(dim)
@@ -153,9 +162,16 @@ class STOSA(SequentialModel):
     ):
         super().__init__()
         check_sizes(num_items=num_items, max_len=max_len, dim=dim, num_heads=num_heads)
-        self.config = dict(num_items=num_items, max_len=max_len, dim=dim, num_blocks=num_blocks,
-                           num_heads=num_heads, dropout=dropout, mean_attention=mean_attention,
-                           regularization=regularization)
+        self.config = dict(
+            num_items=num_items,
+            max_len=max_len,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            dropout=dropout,
+            mean_attention=mean_attention,
+            regularization=regularization,
+        )
         self.num_items, self.max_len, self.dim = num_items, max_len, dim
         self.num_blocks, self.num_heads = num_blocks, num_heads
         self.regularization = regularization
@@ -168,8 +184,7 @@ class STOSA(SequentialModel):
             )
             self.norm, self.covariance_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
             self.blocks = nn.ModuleList(
-                StochasticBlock(dim, num_heads, dropout, mean_attention)
-                for _ in range(num_blocks)
+                StochasticBlock(dim, num_heads, dropout, mean_attention) for _ in range(num_blocks)
             )
             self.dropout = Dropout(dropout)
             self.reset_parameters()
