@@ -19,11 +19,11 @@ of squares has lost its digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .capture import LayerTrace
 
@@ -80,12 +80,12 @@ class Parts:
 
     @cached_property
     def attn(self) -> Contributions:
-        return Contributions(self._heads, self._matrices, self._output_bias)
+        return Contributions(self._heads, self._output_bias)
 
     @cached_property
     def attn_res(self) -> Contributions:
         (residual,) = self._layer.need("residual")
-        return Contributions(self._heads, self._matrices, self._output_bias, residual.double())
+        return Contributions(self._heads, self._output_bias, residual)
 
     @cached_property
     def attn_res_ln(self) -> Contributions:
@@ -100,28 +100,18 @@ class Parts:
         sigma = (total.double().var(-1, correction=0) + norm.eps).sqrt()  # (B, L)
         bias = linear(self._output_bias) / sigma[..., None]
         bias = bias if beta is None else bias + beta
-        matrices, residual = linear(self._matrices), linear(residual.double())
-        return Contributions(self._heads, matrices, bias, residual, sigma)
+        return Contributions(self._heads, bias, residual, linear, sigma)
 
     @cached_property
     def _heads(self) -> _Heads:
-        return _Heads(*self._layer.need("weights", "values"), self._padding)
-
-    @cached_property
-    def _matrices(self) -> Tensor:
-        """W_O^h, (H, D/H, D); the identity's slices where there is no W_O."""
-        values, output = self._layer.values, self._layer.projection
-        heads, width = values.shape[1], values.shape[-1]
-        if output is None:
-            eye = torch.eye(heads * width, dtype=torch.float64, device=values.device)
-            return eye.unflatten(0, (heads, width))
-        return output.weight.detach().double().T.unflatten(0, (heads, width))
+        weights, values = self._layer.need("weights", "values")
+        return _Heads(weights, values, self._layer.projection, self._padding)
 
     @property
     def _output_bias(self) -> Tensor:
-        output = self._layer.projection
+        matrices, output = self._heads.matrices, self._layer.projection
         if output is None or output.bias is None:
-            return self._matrices.new_zeros(self._matrices.shape[-1])
+            return matrices.new_zeros(matrices.shape[-1])
         return output.bias.detach().double()
 
 
@@ -163,20 +153,20 @@ class Contributions:
     def __init__(
         self,
         heads: _Heads,
-        matrices: Tensor,
         bias: Tensor,
         residual: Tensor | None = None,
+        linear: Callable[[Tensor], Tensor] | None = None,
         sigma: Tensor | None = None,
     ):
         """
         Args:
-            matrices: (H, D/H, D) what a head's values go through; float64, as all that follow.
-            bias: (D,) or (B, L, D), what belongs to no position.
+            bias: (D,) or (B, L, D), what belongs to no position; float64.
             residual: (B, L, D) joins the term j = i.
-            sigma: (B, L) divides all terms of a query.
+            linear: a linear map of vectors (.., D) that every term goes through.
+            sigma: (B, L) then divides all terms of a query.
         """
-        self._heads, self._matrices, self._bias = heads, matrices, bias
-        self._residual, self._sigma = residual, sigma
+        self._heads, self._bias = heads, bias
+        self._residual, self._linear, self._sigma = residual, linear or (lambda x: x), sigma
 
     @cached_property
     def norms(self) -> Tensor:
@@ -186,9 +176,10 @@ class Contributions:
     def norms_among(self, last: int) -> Tensor:
         """:attr:`norms` among the ``last`` most recent positions alone, (B, last, last)."""
         weights, values = self._heads.weights[..., -last:, -last:], self._heads.values[:, :, -last:]
+        matrices = self._linear(self._heads.matrices)
         norms = torch.empty_like(weights[:, 0])
         for rows in _slices(weights):
-            vectors = torch.einsum("bhjd,hde->bjhe", values[rows].double(), self._matrices)
+            vectors = torch.einsum("bhjd,hde->bjhe", values[rows].double(), matrices)
             gram = vectors @ vectors.mT  # (b, key, H, H)
             norms[rows] = _quadratic(weights[rows].double(), gram).sqrt_()
         if self._sigma is not None:
@@ -199,11 +190,17 @@ class Contributions:
 
     @cached_property
     def _preserving(self) -> Tensor:
-        return self._project(self._heads.own, self._residual)
+        own = self._heads.own
+        return self._read(own if self._residual is None else own + self._residual)
 
     @cached_property
     def _mixing(self) -> Tensor:
-        return self._project(self._heads.others)
+        return self._read(self._heads.others)
+
+    def _read(self, x: Tensor) -> Tensor:
+        """(B, query, D), as what follows reads it."""
+        x = self._linear(x)
+        return x if self._sigma is None else x / self._sigma[..., None]
 
     @property
     def preserving(self) -> Tensor:
@@ -237,42 +234,50 @@ class Contributions:
         With :attr:`bias` they add up to the block's output at that position.
         """
         weights, values = self._heads.weights[b, :, i].double(), self._heads.values[b].double()
-        terms = torch.einsum("hj,hjd,hde->je", weights, values, self._matrices)
+        terms = torch.einsum("hj,hjd,hde->je", weights, values, self._heads.matrices)
         if self._residual is not None:
             terms[i] += self._residual[b, i]
+        terms = self._linear(terms)
         if self._sigma is not None:
-            terms /= self._sigma[b, i]
+            terms = terms / self._sigma[b, i]
         return terms.to(self._heads.dtype)
-
-    def _project(self, heads: Tensor, residual: Tensor | None = None) -> Tensor:
-        """(B, H, L, D/H), summed over the heads through their matrices -> (B, L, D)."""
-        x = heads.transpose(1, 2).flatten(-2) @ self._matrices.flatten(0, 1)
-        x = x if residual is None else x + residual
-        return x if self._sigma is None else x / self._sigma[..., None]
 
 
 class _Heads:
-    """What all kinds share: per head, each query's own value and the sum of the others'."""
+    """What all kinds share: each query's own term and the sum of the others, no more."""
 
-    def __init__(self, weights: Tensor, values: Tensor, padding: Tensor):
+    def __init__(
+        self, weights: Tensor, values: Tensor, projection: nn.Linear | None, padding: Tensor
+    ):
         self.weights, self.values, self.padding = weights, values, padding
         self.dtype = values.dtype
+        heads, width = values.shape[1], values.shape[-1]
+        if projection is None:
+            matrix = torch.eye(heads * width, dtype=torch.float64, device=values.device)
+        else:
+            matrix = projection.weight.detach().double().T
+        self.matrices = matrix.unflatten(0, (heads, width))  # W_O^h, (H, D/H, D)
 
     @cached_property
     def own(self) -> Tensor:
-        """A_ii v_i, (B, H, L, D/H)."""
-        return self.weights.diagonal(dim1=-2, dim2=-1)[..., None].double() * self.values.double()
+        """t_ii = sum_h A^h_ii f^h(x_i), (B, L, D)."""
+        own = self.weights.diagonal(dim1=-2, dim2=-1)[..., None].double() * self.values
+        return self._project(own)
 
     @cached_property
     def others(self) -> Tensor:
-        """sum_{j != i} A_ij v_j, (B, H, L, D/H)."""
+        """The sum of t_ij over j != i, (B, L, D)."""
         values = self.values.double()
         sums = torch.empty_like(values)
         for rows in _slices(self.weights):
             weights = self.weights[rows].double()
             weights.diagonal(dim1=-2, dim2=-1).zero_()
             sums[rows] = weights @ values[rows]
-        return sums
+        return self._project(sums)
+
+    def _project(self, x: Tensor) -> Tensor:
+        """(B, H, L, D/H), through the heads' matrices and summed -> (B, L, D)."""
+        return x.transpose(1, 2).flatten(-2) @ self.matrices.flatten(0, 1)
 
 
 def _quadratic(weights: Tensor, gram: Tensor) -> Tensor:

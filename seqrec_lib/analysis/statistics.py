@@ -96,12 +96,14 @@ def attention_statistics(
             seen[recent - k :] += real[:, -k:].sum(0)
             trace = capture(model, items.to(home if device is None else device), keep=_KEEP)
             for number, layer in enumerate(trace):
-                for name, values in _of_layer(layer).items():
+                parts = decompose(layer)
+                for name, values in _of_layer(layer, parts).items():
                     values = values.double().cpu()
                     means.setdefault(name, _Means(layers, max_len)).add(number, values, real)
-                for name, values in _maps(layer, k).items():
+                for name in {"weights", "attn_res_ln"} & set(_kinds(layer)):
                     total = maps.setdefault(name, seen.new_zeros(layers, recent, recent))
-                    total[number, recent - k :, recent - k :] += values.double().sum(0).cpu()
+                    found = parts[name].norms_among(k).double().sum(0).cpu()
+                    total[number, recent - k :, recent - k :] += found
             bar.update(len(rows))
     pairs = torch.minimum(seen[:, None], seen)  # padding is on the left: the earlier decides
     return {
@@ -142,22 +144,17 @@ class _Means:
         return {name: _plain(sums / counts), f"{name}_last": _plain(self.by_position[:, 0])}
 
 
-def _of_layer(layer: LayerTrace) -> dict[str, Tensor]:
+def _of_layer(layer: LayerTrace, parts: Parts) -> dict[str, Tensor]:
     """Every statistic of one layer and batch, (B, L) each."""
     found = {"entropy": normalized_entropy(layer.weights, layer.allowed)}
-    for prefix, path in (("", layer), ("covariance_", layer.covariance)):
-        if path is not None:
-            parts = decompose(path)
-            for kind in _kinds(path):
-                name = "attn_w" if kind == "weights" else kind
-                found[prefix + name] = parts[kind].mixing_ratio
+    paths = {"": (layer, parts)}
+    if layer.covariance is not None:
+        paths["covariance_"] = (layer.covariance, decompose(layer.covariance))
+    for prefix, (path, split) in paths.items():
+        for kind in _kinds(path):
+            name = "attn_w" if kind == "weights" else kind
+            found[prefix + name] = split[kind].mixing_ratio
     return found
-
-
-def _maps(layer: LayerTrace, last: int) -> dict[str, Tensor]:
-    parts: Parts = decompose(layer)
-    names = [kind for kind in ("weights", "attn_res_ln") if kind in _kinds(layer)]
-    return {name: parts[name].norms_among(last) for name in names}
 
 
 def _kinds(layer: LayerTrace) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ class LooseUniformAttention(Attention):
 
     No query and key projections, no heads, no biases, no dropout on the weights (the form of
     the public code of Kozaki et al., JSAI 2026). It takes its initial W_V and W_O from the
-    attention it replaces: without dropout and before training it computes what the strict form
-    does, because uniform weights do not differ between heads and biases start at 0.
+    attention it replaces, so that both forms start alike: uniform weights do not differ between
+    heads, and what remains between the two are the biases.
 
     Args:
         strict: the attention to replace.
