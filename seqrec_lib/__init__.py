@@ -60,7 +60,7 @@ from .models import (
     save,
 )
 from .study import results
-from .training import LOSSES, History, TrainingDiverged, fit
+from .training import LOSSES, History, TrainingDiverged, fit, fit_seeds
 
 __version__ = "0.1.0"
 
@@ -105,6 +105,7 @@ __all__ = [
     "equivalence",
     "evaluate",
     "fit",
+    "fit_seeds",
     "global_temporal",
     "glue",
     "hedges_g",
