@@ -46,15 +46,28 @@ def _only(context, parameter, pairs: tuple[str, ...]) -> dict[str, list[str]]:
 def _grid_options(command):
     """The options that say which runs are meant, and where their records are."""
     for option in (
-        click.option("--grid", default="main", show_default=True, metavar="FILE",
-                     help="A TOML file, or one that comes with the library: "
-                     f"{', '.join(sorted(path.stem for path in GRIDS.glob('*.toml')))}."),
-        click.option("--only", multiple=True, callback=_only, metavar="NAME=VALUE[,VALUE]",
-                     help="Only these runs of the grid; may be repeated. Names: "
-                     f"{', '.join(AXES)}."),
-        click.option("--results", type=click.Path(path_type=Path), metavar="DIR",
-                     help="The folder of records; by default the checkout's results/."),
-    ):  # fmt: skip
+        click.option(
+            "--grid",
+            default="main",
+            show_default=True,
+            metavar="FILE",
+            help="A TOML file, or one that comes with the library: "
+            f"{', '.join(sorted(path.stem for path in GRIDS.glob('*.toml')))}.",
+        ),
+        click.option(
+            "--only",
+            multiple=True,
+            callback=_only,
+            metavar="NAME=VALUE[,VALUE]",
+            help=f"Only these runs of the grid; may be repeated. Names: {', '.join(AXES)}.",
+        ),
+        click.option(
+            "--results",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="The folder of records; by default the checkout's results/.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -68,19 +81,42 @@ def _runs(grid: str, only: dict[str, list[str]]) -> list[Run]:
 
 @study.command()
 @_grid_options
-@click.option("--jobs", default=1, show_default=True,
-              help="Runs at a time, one to a core: the best use of a CPU by far.")
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    help="Runs at a time, one to a core: the best use of a CPU by far.",
+)
 @click.option("--threads", default=1, show_default=True, help="Cores for each run.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
-@click.option("--backend", type=click.Choice(["loky", "dask"]), default="loky", show_default=True,
-              help="Who starts the processes: this machine, or a Dask cluster.")
-@click.option("--scheduler", metavar="ADDRESS",
-              help="Of the Dask cluster; without it, workers are started here.")
-@click.option("--scratch", type=click.Path(path_type=Path), default=Path("runs"),
-              show_default=True, help="Checkpoints, locks, tracebacks.")
-@click.option("--keep-models", is_flag=False, flag_value="runs/models", default=None,
-              type=click.Path(path_type=Path), metavar="[DIR]",
-              help="Keep the trained models, in runs/models unless DIR says otherwise.")
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "dask"]),
+    default="loky",
+    show_default=True,
+    help="Who starts the processes: this machine, or a Dask cluster.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of the Dask cluster; without it, workers are started here.",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Checkpoints, locks, tracebacks.",
+)
+@click.option(
+    "--keep-models",
+    is_flag=False,
+    flag_value="runs/models",
+    default=None,
+    type=click.Path(path_type=Path),
+    metavar="[DIR]",
+    help="Keep the trained models, in runs/models unless DIR says otherwise.",
+)
 @click.option("--dry-run", is_flag=True, help="List the runs that are missing, and their cost.")
 def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     """Do the runs that have no record yet.
@@ -94,8 +130,10 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         return
     with _cluster(backend, scheduler, options["jobs"], options["threads"]):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
-    click.echo(f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
-               f"another process, {len(report.failed)} failed")  # fmt: skip
+    click.echo(
+        f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
+        f"another process, {len(report.failed)} failed"
+    )
     for failed, detail in report.failed.items():
         click.echo(f"\n{failed}\n{detail}", err=True)
     if report.failed:
@@ -104,8 +142,13 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
 
 @study.command()
 @_grid_options
-@click.option("--scratch", type=click.Path(path_type=Path), default=Path("runs"),
-              show_default=True, help="Where `run` was told to keep its checkpoints.")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where `run` was told to keep its checkpoints.",
+)
 def status(grid, only, results, scratch) -> None:
     """How far the grid is, data set by data set, and what is under way."""
     runs, store = _runs(grid, only), Store(results)
@@ -122,8 +165,9 @@ def status(grid, only, results, scratch) -> None:
 
 
 @study.command()
-@click.argument("kind", type=click.Choice(["benchmark", "effects", "regimes", "missing"]),
-                default="benchmark")
+@click.argument(
+    "kind", type=click.Choice(["benchmark", "effects", "regimes", "missing"]), default="benchmark"
+)
 @_grid_options
 @click.option("--format", "form", type=click.Choice(["text", "csv", "html"]), default="text")
 def table(kind, grid, only, results, form) -> None:
@@ -151,8 +195,13 @@ def table(kind, grid, only, results, form) -> None:
 @study.command()
 @click.argument("kind", type=click.Choice(["regimes", "curves", "length", "weightings"]))
 @_grid_options
-@click.option("--output", type=click.Path(path_type=Path), default=Path("figure.svg"),
-              show_default=True, help="Its suffix says the format: svg, png, pdf.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("figure.svg"),
+    show_default=True,
+    help="Its suffix says the format: svg, png, pdf.",
+)
 def plot(kind, grid, only, results, output) -> None:
     """Draw what was measured.
 
@@ -179,16 +228,22 @@ def plot(kind, grid, only, results, output) -> None:
         ax = plotting.by_length(tables.by_length(found), ylabel="filtered test NDCG@10")
     else:
         summary = tables.summarize(found, "test NDCG@10")
-        ax = plotting.seed_intervals(summary.assign(name=[
-            f"{row['dataset']} {tables.label(row)}" for row in summary.to_dict("records")]), "name")
+        ax = plotting.seed_intervals(
+            summary.assign(
+                name=[f"{row['dataset']} {tables.label(row)}" for row in summary.to_dict("records")]
+            ),
+            "name",
+        )
     ax.figure.savefig(output)
     click.echo(f"written: {output}")
 
 
 def _typed(only: dict[str, list[str]]) -> dict[str, list]:
     """The same for records, whose seeds are numbers."""
-    return {name: [int(v) for v in values] if name == "seed" else values
-            for name, values in only.items()}  # fmt: skip
+    return {
+        name: [int(v) for v in values] if name == "seed" else values
+        for name, values in only.items()
+    }
 
 
 def _dry_run(runs: list[Run], store: Store, jobs: int) -> None:

@@ -119,15 +119,18 @@ def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:
     unknown = grid.keys() - {"title", "seeds", "config", "datasets", "runs"}
     if unknown or not grid.get("runs"):
         problem = f"unknown {', '.join(sorted(unknown))}" if unknown else "no [[runs]] block"
-        raise ValueError(f"{where}: {problem}; a grid has seeds, [config], [datasets.NAME] and "
-                         "[[runs]]")
+        raise ValueError(
+            f"{where}: {problem}; a grid has seeds, [config], [datasets.NAME] and [[runs]]"
+        )
     runs: dict[str, Run] = {}
     for number, block in enumerate(grid["runs"], 1):
         try:
             for run in _expand(grid, block):
                 if runs.setdefault(run.key, run).config != run.config:
-                    raise ValueError(f"{run} stands in an earlier block with another "
-                                     "configuration; give this block a variant = \"name\"")
+                    raise ValueError(
+                        f"{run} stands in an earlier block with another "
+                        'configuration; give this block a variant = "name"'
+                    )
         except ValueError as error:
             raise ValueError(f"{where}, block {number} of [[runs]]: {error}") from None
     return list(runs.values())
@@ -146,8 +149,10 @@ def select(runs: Iterable[Run], only: Mapping[str, Iterable[str]]) -> list[Run]:
         values = {str(value) for value in values}
         there = {str(getattr(run, name)) for run in runs}
         if values - there:
-            raise ValueError(f"no run has {name}={', '.join(sorted(values - there))}; there are "
-                             f"{', '.join(sorted(there))}")
+            raise ValueError(
+                f"no run has {name}={', '.join(sorted(values - there))}; there are "
+                f"{', '.join(sorted(there))}"
+            )
         runs = [run for run in runs if str(getattr(run, name)) in values]
     return runs
 
@@ -167,8 +172,10 @@ def _read(grid: str | Path) -> tuple[str, dict[str, Any]]:
 
 def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
     """The product of one block's lists."""
-    lists = {name: block.get(name, grid.get("seeds", default) if name == "seeds" else default)
-             for name, default in LISTS.items()}  # fmt: skip
+    lists = {
+        name: block.get(name, grid.get("seeds", default) if name == "seeds" else default)
+        for name, default in LISTS.items()
+    }
     if not lists["datasets"]:
         raise ValueError('datasets = ["..."] is missing')
     own = {key: value for key, value in block.items() if key not in {*LISTS, "variant"}}
@@ -180,8 +187,11 @@ def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
         if model in BASELINES:  # nothing is drawn at random, and nothing is attended to
             found = [Run(dataset, split, model, "none", "none")]
         else:
-            found = [Run(dataset, split, model, attention, loss, seed)
-                     for seed in lists["seeds"] for attention in lists["attentions"]]  # fmt: skip
+            found = [
+                Run(dataset, split, model, attention, loss, seed)
+                for seed in lists["seeds"]
+                for attention in lists["attentions"]
+            ]
         for run in found:
             axes = {**run.axes, "variant": block.get("variant", "main")}
             yield _checked(Run(**axes, config=config))
@@ -197,8 +207,9 @@ def complete(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"no model {model!r}; there are {', '.join([*NEURAL, *BASELINES])}")
     anywhere = {key for name in {**NEURAL, **BASELINES} for key in defaults(name)}
     if unknown := settings.keys() - anywhere:
-        raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; there are "
-                         f"{', '.join(sorted(anywhere))}")
+        raise ValueError(
+            f"unknown setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(anywhere))}"
+        )
     known = defaults(model)
     return {key: settings.get(key, default) for key, default in known.items()}
 
@@ -223,8 +234,11 @@ def _checked(run: Run) -> Run:
     names = [f"{WORLD}{name}" for name in worlds.__all__ if name != "Oracle"]
     if run.dataset not in names and (name != run.dataset or name not in DATASETS):
         raise ValueError(f"no data set {run.dataset!r}; there are {', '.join([*DATASETS, *names])}")
-    for what, there in (("split", SPLITS), ("attention", (*ATTENTIONS, "none")),
-                        ("loss", (*LOSSES, "none"))):  # fmt: skip
+    for what, there in (
+        ("split", SPLITS),
+        ("attention", (*ATTENTIONS, "none")),
+        ("loss", (*LOSSES, "none")),
+    ):
         if getattr(run, what) not in there:
             raise ValueError(f"no {what} {getattr(run, what)!r}; there are {', '.join(there)}")
     if run.config["data"] and run.dataset not in names:

@@ -130,23 +130,40 @@ def _fit_neural(run: Run, split: Split, where: torch.device, checkpoint, on_epoc
     kind, settings = NEURAL[run.model], run.config["weighting"]
     attention = {"name": run.attention, **settings} if settings else run.attention
     model = kind(split.num_items, **_arguments(kind, run), attention=attention, seed=run.seed)
-    history = fit(model, split, run.loss, **_arguments(fit, run), seed=run.seed, device=str(where),
-                  checkpoint=checkpoint, progress=False, on_epoch=on_epoch)  # fmt: skip
+    history = fit(
+        model,
+        split,
+        run.loss,
+        **_arguments(fit, run),
+        seed=run.seed,
+        device=str(where),
+        checkpoint=checkpoint,
+        progress=False,
+        on_epoch=on_epoch,
+    )
     names = [name for name in history.epochs[0] if name != "epoch"]
     return model, {
         "curve": {name: history.column(name) for name in names},
-        "epochs": len(history), "best_epoch": history.best_epoch, "stopped": history.stopped,
+        "epochs": len(history),
+        "best_epoch": history.best_epoch,
+        "stopped": history.stopped,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": history.seconds,
-    }  # fmt: skip
+    }
 
 
 def _fit_baseline(run: Run, split: Split):
     kind, start = BASELINES[run.model], time.perf_counter()
     model = kind(**_arguments(kind, run)).fit(split)
     seconds = time.perf_counter() - start
-    return model, {"curve": {}, "epochs": 0, "best_epoch": 0, "stopped": "counted",
-                   "parameters": 0, "seconds": seconds}  # fmt: skip
+    return model, {
+        "curve": {},
+        "epochs": 0,
+        "best_epoch": 0,
+        "stopped": "counted",
+        "parameters": 0,
+        "seconds": seconds,
+    }
 
 
 def _arguments(function: Callable, run: Run) -> dict[str, Any]:
@@ -197,8 +214,9 @@ def _by_length(test: Metrics, split: Split) -> dict[str, Any]:
 def _inside(model, split: Split) -> dict[str, Any]:
     """How the model mixes on the test histories, and what it is worth with other weights."""
     found = attention_statistics(model, split, recent=RECENT)
-    profile = {name: [layer[:RECENT] for layer in layers]
-               for name, layers in found["by_position"].items()}  # fmt: skip
+    profile = {
+        name: [layer[:RECENT] for layer in layers] for name, layers in found["by_position"].items()
+    }
     coarse = rounded({"by_position": profile, "maps": found["maps"]}, digits=3)
     swapped = {}
     for name in SWAPS:
@@ -303,10 +321,11 @@ def estimate(runs: Iterable[Run], store: Store, jobs: int = 1) -> dict[Run, floa
             pace.append(total / record["seconds"])
     rate = float(np.median(pace)) if pace else RATE
     return {
-        run: float(np.mean(took[run.dataset, run.model])) if (run.dataset, run.model) in took
+        run: float(np.mean(took[run.dataset, run.model]))
+        if (run.dataset, run.model) in took
         else 1 + operations(run) * run.config.get("epochs", 0) / 2 / rate
         for run in runs
-    }  # fmt: skip
+    }
 
 
 # ---- many runs ---------------------------------------------------------------------------
@@ -349,11 +368,20 @@ def run_grid(
             say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
         (report.skipped if state == "done" else todo).append(run)
     left = estimate(todo, store)
-    say(f"{len(todo)} runs to do, {len(report.skipped)} done before; "
-        f"about {duration(sum(left.values()) / jobs)}")  # fmt: skip
-    work = partial(_perform, results=store.root.resolve(), scratch=scratch, threads=threads,
-                   device=device, keep_models=keep_models and Path(keep_models).resolve(),
-                   code=code_version(), master=os.getpid())  # fmt: skip
+    say(
+        f"{len(todo)} runs to do, {len(report.skipped)} done before; "
+        f"about {duration(sum(left.values()) / jobs)}"
+    )
+    work = partial(
+        _perform,
+        results=store.root.resolve(),
+        scratch=scratch,
+        threads=threads,
+        device=device,
+        keep_models=keep_models and Path(keep_models).resolve(),
+        code=code_version(),
+        master=os.getpid(),
+    )
     start, expected = time.perf_counter(), 0.0
     for count, outcome in enumerate(_spread(work, todo, jobs, backend, scratch), 1):
         run = outcome.run
@@ -374,9 +402,11 @@ def run_grid(
 
 
 def _summary(record: dict[str, Any]) -> str:
-    return (f"NDCG@10 {record['test']['NDCG@10']:.4f}, filtered "
-            f"{record['test_filtered']['NDCG@10']:.4f}; {record['epochs']} epochs in "
-            f"{duration(record['seconds'])}")  # fmt: skip
+    return (
+        f"NDCG@10 {record['test']['NDCG@10']:.4f}, filtered "
+        f"{record['test_filtered']['NDCG@10']:.4f}; {record['epochs']} epochs in "
+        f"{duration(record['seconds'])}"
+    )
 
 
 def _spread(work, todo: list[Run], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
@@ -405,8 +435,9 @@ def _spread(work, todo: list[Run], jobs: int, backend: str, scratch: Path) -> It
             yield Outcome(run, "failed", "its process was killed twice; was it out of memory?")
 
 
-def _perform(run: Run, results: Path, scratch: Path, master: int, keep_models: Path | None,
-             **options: Any) -> Outcome:  # fmt: skip
+def _perform(
+    run: Run, results: Path, scratch: Path, master: int, keep_models: Path | None, **options: Any
+) -> Outcome:
     """One run, from its lock to its record."""
     from filelock import FileLock, Timeout
 
@@ -427,8 +458,9 @@ def _perform(run: Run, results: Path, scratch: Path, master: int, keep_models: P
             marker.write_text("{}")
             _forget_other_settings(checkpoint, run)
             keep = keep_models and keep_models / f"{run.key}.safetensors"
-            record = run_one(run, checkpoint=checkpoint, keep_model=keep, on_epoch=on_epoch,
-                             **options)  # fmt: skip
+            record = run_one(
+                run, checkpoint=checkpoint, keep_model=keep, on_epoch=on_epoch, **options
+            )
             store.write(run, record)
             for leftover in (checkpoint, _settings(checkpoint), failed, marker):
                 leftover.unlink(missing_ok=True)

@@ -26,8 +26,19 @@ from .records import Store, results
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RELIANCE", "benchmark", "by_length", "command", "effects", "histories", "missing",
-           "published", "published_regimes", "regimes", "summarize"]  # fmt: skip
+__all__ = [
+    "RELIANCE",
+    "benchmark",
+    "by_length",
+    "command",
+    "effects",
+    "histories",
+    "missing",
+    "published",
+    "published_regimes",
+    "regimes",
+    "summarize",
+]
 
 #: The metrics over which reliance is averaged (Kozaki et al., JSAI 2026).
 RELIANCE = ("HR@1", "HR@10", "HR@100", "NDCG@10", "NDCG@100")
@@ -140,8 +151,9 @@ def label(run: Run | Mapping[str, Any]) -> str:
     axes = run.axes if isinstance(run, Run) else run
     if axes["model"] in BASELINES:
         return axes["model"]
-    told = [axes[name] for name, usual in (("loss", "ce"), ("variant", "main"))
-            if axes[name] != usual]  # fmt: skip
+    told = [
+        axes[name] for name, usual in (("loss", "ce"), ("variant", "main")) if axes[name] != usual
+    ]
     return f"{axes['model']} {axes['attention']}" + (f" ({', '.join(told)})" if told else "")
 
 
@@ -149,8 +161,10 @@ def _settings(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
     """Runs that differ in the seed alone, together; only those ``only`` allows."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        allowed = (getattr(run, name) in ([v] if isinstance(v, str | int) else v)
-                   for name, v in only.items())  # fmt: skip
+        allowed = (
+            getattr(run, name) in ([v] if isinstance(v, str | int) else v)
+            for name, v in only.items()
+        )
         if all(allowed):
             groups.setdefault(tuple(getattr(run, name) for name in SETTING), []).append(run)
     # data set by data set, in the grid's order
@@ -188,12 +202,18 @@ def published() -> pd.DataFrame:
 
     rows = [
         {
-            "dataset": figure["dataset"], "split": figure.get("split", "leave-one-out"),
-            "model": figure["model"], "loss": figure["loss"], "metric": metric,
-            "low": figure[metric][0], "high": figure[metric][1], "source": figure["source"],
+            "dataset": figure["dataset"],
+            "split": figure.get("split", "leave-one-out"),
+            "model": figure["model"],
+            "loss": figure["loss"],
+            "metric": metric,
+            "low": figure[metric][0],
+            "high": figure[metric][1],
+            "source": figure["source"],
         }
-        for figure in _published()["figures"] for metric in ("HR@10", "NDCG@10")
-    ]  # fmt: skip
+        for figure in _published()["figures"]
+        for metric in ("HR@10", "NDCG@10")
+    ]
     return pd.DataFrame(rows)
 
 
@@ -240,11 +260,33 @@ def effects(
         except ValueError:
             row |= {"difference": row[a] - row[b], "verdict": "too few seeds"}
         else:
-            row |= {"difference": test.difference, "low": test.low, "high": test.high, "g": g.g,
-                    "g_low": g.low, "g_high": g.high, "verdict": test.verdict}  # fmt: skip
+            row |= {
+                "difference": test.difference,
+                "low": test.low,
+                "high": test.high,
+                "g": g.g,
+                "g_low": g.low,
+                "g_high": g.high,
+                "verdict": test.verdict,
+            }
         rows.append(row)
-    columns = ["dataset", "split", "model", "loss", "variant", "seeds", a, b, "difference", "low",
-               "high", "g", "g_low", "g_high", "verdict"]  # fmt: skip
+    columns = [
+        "dataset",
+        "split",
+        "model",
+        "loss",
+        "variant",
+        "seeds",
+        a,
+        b,
+        "difference",
+        "low",
+        "high",
+        "g",
+        "g_low",
+        "g_high",
+        "verdict",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -274,20 +316,46 @@ def regimes(
     rows = []
     verdicts = effects(table, metric=f"{part} NDCG@10", level=level)
     for row in verdicts.itertuples():
-        here = table[(table["dataset"] == row.dataset) & (table["split"] == row.split)
-                     & (table["model"] == row.model) & (table["loss"] == row.loss)]  # fmt: skip
+        here = table[
+            (table["dataset"] == row.dataset)
+            & (table["split"] == row.split)
+            & (table["model"] == row.model)
+            & (table["loss"] == row.loss)
+        ]
         softmax = here[here["attention"] == "softmax"]
         mixing = _interval(softmax[f"mixing {statistic}"].to_numpy(float), level)
         each = pd.concat(effects(here, metric=f"{part} {name}", level=level) for name in RELIANCE)
         g, low, high = each[["g", "g_low", "g_high"]].astype(float).mean(skipna=False)
-        rows.append({
-            "dataset": row.dataset, "split": row.split, "model": row.model, "loss": row.loss,
-            "seeds": row.seeds, "mixing": mixing["mean"], "mixing_low": mixing["low"],
-            "mixing_high": mixing["high"], "g": g, "g_low": low, "g_high": high,
-            "verdict": row.verdict,
-        })  # fmt: skip
-    columns = ["dataset", "split", "model", "loss", "seeds", "mixing", "mixing_low", "mixing_high",
-               "g", "g_low", "g_high", "verdict"]  # fmt: skip
+        rows.append(
+            {
+                "dataset": row.dataset,
+                "split": row.split,
+                "model": row.model,
+                "loss": row.loss,
+                "seeds": row.seeds,
+                "mixing": mixing["mean"],
+                "mixing_low": mixing["low"],
+                "mixing_high": mixing["high"],
+                "g": g,
+                "g_low": low,
+                "g_high": high,
+                "verdict": row.verdict,
+            }
+        )
+    columns = [
+        "dataset",
+        "split",
+        "model",
+        "loss",
+        "seeds",
+        "mixing",
+        "mixing_low",
+        "mixing_high",
+        "g",
+        "g_low",
+        "g_high",
+        "verdict",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -307,11 +375,17 @@ def published_regimes(level: float = 0.95) -> pd.DataFrame:
     for dataset, point in source["points"].items():
         per_d = hedges_g(shape + 1, shape).g  # g is so many times d
         ends = [hedges_g(shape + g / per_d, shape, level=level) for g in point["g"]]
-        rows.append({
-            "dataset": dataset, "seeds": n, "mixing": point["mixing"],
-            "g": np.mean(point["g"]), "g_low": np.mean([e.low for e in ends]),
-            "g_high": np.mean([e.high for e in ends]), "source": source["source"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "dataset": dataset,
+                "seeds": n,
+                "mixing": point["mixing"],
+                "g": np.mean(point["g"]),
+                "g_low": np.mean([e.low for e in ends]),
+                "g_high": np.mean([e.high for e in ends]),
+                "source": source["source"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -350,10 +424,15 @@ def by_length(
 
     table = results() if table is None else table
     rows = [
-        {**{name: row[name] for name in (*SETTING, "seed")}, "length": length,
-         "users": group["users"], "value": group[part][metric]}
-        for _, row in table.iterrows() for length, group in row["by_length"].items()
-    ]  # fmt: skip
+        {
+            **{name: row[name] for name in (*SETTING, "seed")},
+            "length": length,
+            "users": group["users"],
+            "value": group[part][metric],
+        }
+        for _, row in table.iterrows()
+        for length, group in row["by_length"].items()
+    ]
     frame = pd.DataFrame(rows, columns=[*SETTING, "seed", "length", "users", "value"])
     order = sorted(frame["length"].unique(), key=lambda text: int(text.strip("+").split("-")[0]))
     return frame.astype({"length": pd.CategoricalDtype(order, ordered=True)})
@@ -366,8 +445,10 @@ def histories(table: pd.DataFrame) -> dict[str, History]:
         if not row["curve"]:
             continue
         columns = {"epoch": range(1, row["epochs"] + 1), **row["curve"]}
-        entries = [dict(zip(columns, values, strict=True))
-                   for values in zip(*columns.values(), strict=True)]  # fmt: skip
+        entries = [
+            dict(zip(columns, values, strict=True))
+            for values in zip(*columns.values(), strict=True)
+        ]
         history = History(entries, row["config"]["monitor"], row["stopped"])
         found[f"{row['dataset']} {label(row)}, seed {row['seed']}"] = history
     return found

@@ -1,0 +1,531 @@
+"""The study: what a grid means, what a record guarantees, and that nothing can upset the runner."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shlex
+import signal
+import time
+import warnings
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import seqrec_lib as sr
+from seqrec_lib import plotting
+from seqrec_lib.__main__ import main
+from seqrec_lib.study import grid as grids
+from seqrec_lib.study import records, runner, tables
+from seqrec_lib.study.grid import Run, load_grid, select
+from seqrec_lib.study.records import DamagedRecord, Store, comparable, results
+from seqrec_lib.study.runner import run_grid, run_one
+
+TINY = {
+    "seeds": [0, 1],
+    "config": {"max_len": 8, "dim": 8, "epochs": 3, "dropout": 0.2},
+    "datasets": {
+        "world-markov": {"data": {"num_users": 80, "num_items": 20, "length": 8}},
+    },
+    "runs": [{"datasets": ["world-markov"], "attentions": ["softmax", "uniform"]}],
+}
+
+
+def with_runs(*blocks, **changes):
+    return {**TINY, **changes, "runs": [{"datasets": ["world-markov"], **b} for b in blocks]}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with the four records of ``TINY``, made one after the other in this process."""
+    folder = tmp_path_factory.mktemp("tiny")
+    report = run_grid(load_grid(TINY), results=folder / "results", scratch=folder / "runs")
+    assert len(report.done) == 4 and not report.failed
+    return folder / "results"
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*.json"))
+
+
+def same(a, b, grid=TINY):
+    """Whether two folders hold the same records, times and memory apart."""
+    for run in load_grid(grid):
+        assert comparable(Store(a).read(run)) == comparable(Store(b).read(run)), run
+    assert files(a) == files(b)
+
+
+# ---- grids -----------------------------------------------------------------------------------
+
+
+def test_a_grid_is_the_product_of_its_lists_seed_by_seed():
+    runs = load_grid(TINY)
+    assert [(run.seed, run.attention) for run in runs] == [
+        (0, "softmax"),
+        (0, "uniform"),
+        (1, "softmax"),
+        (1, "uniform"),
+    ]
+    assert runs[0].config["dim"] == 8 and runs[0].config["data"]["num_users"] == 80
+    assert runs[0].config["lr"] == 1e-3  # the library's default is written out
+    assert str(runs[0].path) == "worlds/markov.leave-one-out.sasrec.softmax.ce.seed0.json"
+
+
+def test_the_nearer_setting_wins_and_baselines_are_done_once():
+    blocks = {"models": ["sasrec", "item-knn"], "dim": 4, "variant": "narrow", "decay": 0.5}
+    runs = load_grid(with_runs(blocks, config={"dim": 8, "epochs": 2}))
+    assert [run.model for run in runs] == ["sasrec", "sasrec", "item-knn"]
+    assert runs[0].config["dim"] == 4 and "decay" not in runs[0].config
+    assert runs[2].config["decay"] == 0.5 and "epochs" not in runs[2].config
+    assert runs[0].key == "world-markov.leave-one-out.sasrec.softmax.ce.narrow.seed0"
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({**TINY, "run": []}, "unknown run"),
+        ({"seeds": [0]}, "no \\[\\[runs\\]\\]"),
+        (with_runs({"learning_rate": 1}), "block 1 .*unknown setting learning_rate.* lr"),
+        (with_runs({"datasets": ["beuaty"]}), "no data set 'beuaty'.*beauty"),
+        (with_runs({"attentions": ["soft"]}), "no attention 'soft'.*softmax"),
+        (with_runs({"losses": ["mse"]}), "no loss 'mse'.*bce"),
+        (with_runs({"splits": ["random"]}), "no split 'random'.*global-temporal"),
+        (with_runs({"models": ["gru"]}), "no model 'gru'.*stosa"),
+        (with_runs({"datasets": []}), "datasets .* missing"),
+        (with_runs({"datasets": ["beauty"], "data": {"seed": 1}}), "beauty is a file"),
+        (with_runs({}, {"lr": 1.0}), "block 2 .*variant"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said(grid, message):
+    with pytest.raises(ValueError, match=message):
+        load_grid(grid)
+
+
+def test_grids_are_files(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[[runs]]\ndatasets = ["lastfm"]\n')
+    assert [run.key for run in load_grid(path)] == ["lastfm.leave-one-out.sasrec.softmax.ce.seed0"]
+    path.write_text("[[runs]\n")
+    with pytest.raises(ValueError, match="mine.toml is not TOML"):
+        load_grid(path)
+    with pytest.raises(FileNotFoundError, match="main, quick"):
+        load_grid("no-such-grid")
+
+
+def test_the_main_grid_covers_both_papers():
+    runs = load_grid("main")
+    assert len({run.path for run in runs}) == len(runs)
+    core = {(run.dataset, run.attention, run.seed) for run in runs if run.variant == "main"}
+    for dataset in ("beauty", "ml-1m", "lastfm", "ml-100k", "world-series"):
+        for attention in ("softmax", "uniform", "awrsr-additive", "positional"):
+            assert all((dataset, attention, seed) in core for seed in range(5))
+    # Within a data set, only what a block is about may differ.
+    for group in tables._settings(runs, {"model": "sasrec", "loss": "ce", "variant": "main"}):
+        place = {"dataset": group[0].dataset, "split": group[0].split, "loss": "ce"}
+        softmax = tables._settings(runs, {**place, "attention": "softmax", "variant": "main"})
+        assert group[0].config == softmax[0][0].config
+
+
+def test_select_refuses_what_is_not_there():
+    runs = load_grid(TINY)
+    assert len(select(runs, {"seed": ["1"], "attention": ["uniform"]})) == 1
+    with pytest.raises(ValueError, match="there are 0, 1"):
+        select(runs, {"seed": ["7"]})
+    with pytest.raises(ValueError, match="no 'colour'"):
+        select(runs, {"colour": ["red"]})
+
+
+# ---- records ---------------------------------------------------------------------------------
+
+
+def test_a_record_holds_what_the_run_measured(tiny):
+    run = load_grid(TINY)[0]
+    record = Store(tiny).read(run)
+    inter = sr.worlds.markov(num_users=80, num_items=20, length=8)
+    split = sr.leave_one_out(inter)
+    model = sr.SASRec(20, max_len=8, dim=8, dropout=0.2, seed=0)
+    history = sr.fit(model, split, epochs=3, seed=0, progress=False)
+    metrics = sr.evaluate(model, split)
+    for name, value in metrics.items():
+        assert record["test"][name] == pytest.approx(value, rel=1e-4)
+        assert record["test_filtered"][name] == pytest.approx(metrics.filtered[name], rel=1e-4)
+    assert record["curve"]["loss"] == pytest.approx(history.column("loss"), rel=1e-4)
+    assert record["epochs"] == 3 and record["best_epoch"] == history.best_epoch
+    mixing = sr.attention_statistics(model, split)["mixing"]["attn_res_ln"]
+    assert record["mixing"]["attn_res_ln"] == pytest.approx(mixing, rel=1e-3)
+    with sr.intervene(model, "uniform"):
+        swapped = sr.evaluate(model, split)["NDCG@10"]
+    assert record["swapped"]["uniform"]["test"]["NDCG@10"] == pytest.approx(swapped, rel=1e-4)
+    assert record["by_length"]["5-9"]["users"] == 80
+    assert record["by_length"]["5-9"]["test"]["HR@10"] == record["test"]["HR@10"]
+    assert record["data_sha256"] == runner.data_sha256(inter)
+    assert re.fullmatch(r"[0-9a-f]{12}(\+dirty)?|\d+\.\d+.*", record["code_version"])
+    assert record["device"].startswith("cpu: ") and record["threads"] == 1
+    assert len(Store(tiny).path(run).read_bytes()) < 30_000
+
+
+def test_the_data_hash_sees_every_item_and_their_order():
+    a = sr.Interactions([[1, 2, 3], [2, 1]], num_items=3)
+    others = [[[1, 2, 3], [1, 2]], [[1, 2, 3, 2], [1]], [[1, 2, 3], [2, 2]]]
+    hashes = {runner.data_sha256(sr.Interactions(x, num_items=3)) for x in others}
+    assert len(hashes | {runner.data_sha256(a)}) == 4
+    assert runner.data_sha256(a) == runner.data_sha256(sr.Interactions([[1, 2, 3], [2, 1]], 3))
+
+
+def test_damage_is_noticed_wherever_it_is(tiny, tmp_path):
+    run = load_grid(TINY)[0]
+    whole = Store(tiny).path(run).read_text()
+    store = Store(tmp_path)
+    path = store.path(run)
+    path.parent.mkdir(parents=True)
+    cut = [whole[:n] for n in range(0, len(whole) - 2, 997)]
+    digit = whole.index('"NDCG@10": 0.') + len('"NDCG@10": 0.')
+    edited = [
+        whole[:digit] + str((int(whole[digit]) + 1) % 10) + whole[digit + 1 :],
+        whole.replace('"seed": 0', '"seed": 1'),
+        whole.replace('"loss"', '"lass"'),
+        "[]",
+    ]
+    for text in [*cut, *edited]:
+        assert text != whole
+        path.write_text(text)
+        with pytest.raises(DamagedRecord):
+            store.read(run)
+        assert store.state(run) == "damaged"
+    with pytest.warns(UserWarning, match="no whole record"):
+        assert results(tmp_path).empty
+    path.write_text(whole)
+    assert store.state(run) == "done"
+
+
+def test_a_damaged_record_is_set_aside_and_made_again(tiny, tmp_path):
+    runs = load_grid(TINY)[:1]
+    path = Store(tmp_path / "results").path(runs[0])
+    path.parent.mkdir(parents=True)
+    path.write_text("half a rec")
+    said = []
+    report = run_grid(runs, results=tmp_path / "results", scratch=tmp_path, say=said.append)
+    assert report.done == runs and "damaged" in said[0]
+    assert path.with_name(path.name + ".damaged").read_text() == "half a rec"
+    assert comparable(Store(tmp_path / "results").read(runs[0])) == comparable(
+        Store(tiny).read(runs[0])
+    )
+
+
+def test_another_configuration_is_another_run(tiny):
+    changed = load_grid({**TINY, "config": {**TINY["config"], "dim": 16}})[0]
+    assert changed.path == load_grid(TINY)[0].path
+    assert Store(tiny).state(changed) == "outdated"
+
+
+def test_a_setting_that_came_later_does_not_outdate_a_record(tiny, monkeypatch):
+    run = load_grid(TINY)[0]
+    later = Run(**run.axes, config={**run.config, "brand_new": 1})
+    assert Store(tiny).state(later) == "outdated"
+    known = grids.defaults("sasrec")
+    monkeypatch.setattr(records, "defaults", lambda model: {**known, "brand_new": 1})
+    assert Store(tiny).state(later) == "done"
+
+
+def test_results_is_a_table_of_runs(tiny):
+    table = results(tiny)
+    assert len(table) == 4 and set(table["attention"]) == {"softmax", "uniform"}
+    assert len(results(tiny, seed=1)) == 2
+    one = results(tiny, seed=[1], attention="softmax").iloc[0]
+    record = Store(tiny).read(load_grid(TINY)[2])
+    assert one["test_filtered NDCG@10"] == record["test_filtered"]["NDCG@10"]
+    assert one["mixing attn_res_ln"] == pytest.approx(np.mean(record["mixing"]["attn_res_ln"]))
+    with pytest.raises(KeyError, match="no 'sedd'"):
+        results(tiny, sedd=1)
+    assert "dataset" in results(tiny / "nothing")
+
+
+def test_every_record_of_this_checkout_is_whole():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for record in Store():
+            assert record["dataset"] and not record["device"].startswith("/")
+
+
+# ---- the runner ------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_skipped(tiny, tmp_path):
+    before = {path: (tiny / path).stat().st_mtime_ns for path in files(tiny)}
+    report = run_grid(load_grid(TINY), results=tiny, scratch=tmp_path)
+    assert len(report.skipped) == 4 and not report.done
+    assert before == {path: (tiny / path).stat().st_mtime_ns for path in files(tiny)}
+
+
+def test_records_do_not_depend_on_how_the_grid_is_spread(tiny, tmp_path):
+    report = run_grid(load_grid(TINY), results=tmp_path / "a", scratch=tmp_path / "s", jobs=2)
+    assert len(report.done) == 4
+    same(tmp_path / "a", tiny)
+    assert not list((tmp_path / "s").glob("*.pt"))  # checkpoints go when their record is there
+
+
+def test_dask_gives_the_same_records(tiny, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.Client(n_workers=2, threads_per_worker=1, dashboard_address=None):
+        report = run_grid(
+            load_grid(TINY), results=tmp_path / "a", scratch=tmp_path / "s", jobs=2, backend="dask"
+        )
+    assert len(report.done) == 4
+    same(tmp_path / "a", tiny)
+
+
+def test_a_failed_run_is_reported_and_stops_no_other(tmp_path):
+    bad = {"variant": "bad", "data": {"num_users": 80, "num_items": 20, "length": 1}}
+    runs = load_grid(with_runs(bad, {}))
+    report = run_grid(runs, results=tmp_path / "results", scratch=tmp_path / "s")
+    assert [run.variant for run in report.failed] == ["bad", "bad"]
+    assert [run.variant for run in report.done] == ["main", "main"]
+    assert "length" in report.failed[runs[0]]
+    assert (tmp_path / "s" / f"{runs[0].key}.failed.txt").read_text() == report.failed[runs[0]]
+    assert runner.Store(tmp_path / "results").state(runs[0]) == "missing"
+
+
+def test_two_commands_do_not_do_one_run_twice(tiny, tmp_path):
+    from filelock import FileLock
+
+    runs = load_grid(TINY)[:2]
+    with FileLock(tmp_path / f"{runs[0].key}.lock"):
+        report = run_grid(runs, results=tmp_path / "results", scratch=tmp_path)
+    assert report.busy == runs[:1] and report.done == runs[1:]
+
+
+LONGER = {**TINY, "config": {**TINY["config"], "epochs": 12}}
+
+
+def do_longer(folder):
+    run_grid(
+        load_grid(LONGER),
+        results=folder / "results",
+        scratch=folder / "runs",
+        say=lambda text: None,
+    )
+
+
+def test_twenty_interruptions_leave_no_trace(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["seqrec_lib.study"])
+
+    def start(folder):
+        process = context.Process(target=do_longer, args=(folder,))
+        process.start()
+        return process
+
+    undisturbed = start(tmp_path / "undisturbed")
+    undisturbed.join()
+    rng, cut = random.Random(0), 0
+    for number in range(20):
+        process = start(tmp_path / "cut")
+        time.sleep(rng.uniform(0.0, 0.5))
+        cut += process.is_alive()
+        os.kill(process.pid, [signal.SIGKILL, signal.SIGINT][number % 2])
+        process.join()
+    assert cut >= 10
+    last = start(tmp_path / "cut")
+    last.join()
+    assert undisturbed.exitcode == last.exitcode == 0
+    same(tmp_path / "cut" / "results", tmp_path / "undisturbed" / "results", LONGER)
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
+    other = load_grid({**TINY, "config": {**TINY["config"], "dim": 16}})[0]
+    run_one(other, checkpoint=tmp_path / f"{other.key}.pt")
+    runner._settings(tmp_path / f"{other.key}.pt").write_text(json.dumps(dict(other.config)))
+    run = load_grid(TINY)[0]
+    report = run_grid([run], results=tmp_path / "results", scratch=tmp_path)
+    assert report.done == [run]
+    assert comparable(Store(tmp_path / "results").read(run)) == comparable(Store(tiny).read(run))
+
+
+def test_kept_models_are_those_of_the_records(tiny, tmp_path):
+    run = load_grid(TINY)[0]
+    run_grid([run], results=tmp_path / "r", scratch=tmp_path / "s", keep_models=tmp_path / "m")
+    model = sr.load(tmp_path / "m" / f"{run.key}.safetensors")
+    split = sr.leave_one_out(sr.worlds.markov(num_users=80, num_items=20, length=8))
+    ndcg = Store(tiny).read(run)["test"]["NDCG@10"]
+    assert sr.evaluate(model, split)["NDCG@10"] == pytest.approx(ndcg, rel=1e-4)
+
+
+def test_cost_grows_with_what_is_computed():
+    blocks = [
+        {"datasets": ["beauty"], "losses": ["bce", "ce"]},
+        {"datasets": ["ml-1m"], "attentions": ["softmax", "awrsr-additive"], "max_len": 200},
+        {"datasets": ["ml-1m"], "max_len": 200, "num_blocks": 3, "variant": "deep"},
+    ]
+    costs = [runner.operations(run) for run in load_grid(with_runs(*blocks, seeds=[0], config={}))]
+    bce, beauty, ml_1m, refined, deep = costs
+    assert bce < beauty < ml_1m < min(refined, deep)
+    assert 1e12 < ml_1m < 2.5e12  # a SASRec of width 64: one to two million million
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def invented(tiny, tmp_path_factory):
+    """Records of three seeds whose NDCG@10 is made up: softmax .50 .52 .54, uniform .30 .31 .35."""
+    folder = tmp_path_factory.mktemp("invented")
+    base = Store(tiny).read(load_grid(TINY)[0])
+    base = {name: value for name, value in base.items() if name not in Run("x").axes}
+    runs = load_grid({**TINY, "seeds": [0, 1, 2, 3]})
+    values = {"softmax": (0.50, 0.52, 0.54), "uniform": (0.30, 0.31, 0.35)}
+    for run in runs:
+        if run.seed < 3:
+            value = values[run.attention][run.seed]
+            metrics = {name: value for name in base["test"]}
+            mixing = {"attn_res_ln": [value, value + 0.1]}
+            Store(folder).write(run, {**base, "test": metrics, "mixing": mixing})
+    return folder
+
+
+def test_means_spreads_and_intervals(invented):
+    summary = tables.summarize(results(invented), "test NDCG@10").set_index("attention")
+    row = summary.loc["softmax"]
+    assert (row["seeds"], row["mean"]) == (3, pytest.approx(0.52))
+    assert row["sd"] == pytest.approx(0.02)
+    # Student's t with two degrees of freedom: 4.303 * 0.02 / sqrt(3)
+    assert row["high"] - row["mean"] == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-4)
+
+
+def test_effects_are_those_of_the_seeds(invented):
+    (row,) = tables.effects(results(invented)).to_dict("records")
+    g = sr.hedges_g([0.50, 0.52, 0.54], [0.30, 0.31, 0.35])
+    assert (row["g"], row["g_low"], row["g_high"]) == pytest.approx((g.g, g.low, g.high))
+    assert row["difference"] == pytest.approx(0.20) and row["verdict"] == "different"
+    (row,) = tables.effects(results(invented, seed=0)).to_dict("records")
+    assert row["verdict"] == "too few seeds" and np.isnan(row["g"])
+
+
+def test_regimes_put_mixing_beside_reliance(invented):
+    (row,) = tables.regimes(results(invented)).to_dict("records")
+    assert row["mixing"] == pytest.approx(0.57)
+    assert row["mixing_high"] - row["mixing"] == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-3)
+    assert row["g"] == pytest.approx(sr.hedges_g([0.50, 0.52, 0.54], [0.30, 0.31, 0.35]).g)
+
+
+def test_what_is_missing_comes_with_the_command_that_makes_it(invented):
+    grid = {**TINY, "seeds": [0, 1, 2, 3]}
+    runs = load_grid(grid)
+    table = tables.benchmark(grid, invented)
+    assert list(table["seeds"]) == ["3 of 4", "3 of 4"]
+    assert table["NDCG@10"].iloc[0] == "0.5200 ± 0.0200"
+    assert list(table["missing"]) == list(tables.missing(grid, invented)["command"])
+    for command, attention in zip(table["missing"], ("softmax", "uniform"), strict=True):
+        said = [word for word in shlex.split(command) if "=" in word]
+        only = {pair.split("=")[0]: pair.split("=")[1].split(",") for pair in said}
+        assert [(r.attention, r.seed) for r in select(runs, only)] == [(attention, 3)]
+    assert (tables.benchmark(grid, invented / "none")["NDCG@10"] == "missing").all()
+
+
+def test_commands_for_the_main_grid_do_exactly_what_is_missing(tmp_path):
+    runs = load_grid("main")
+    for row in tables.missing("main", tmp_path).sample(10, random_state=0).to_dict("records"):
+        only = {}
+        for pair in (word for word in row["command"].split() if "=" in word):
+            only[pair.split("=")[0]] = pair.split("=")[1].split(",")
+        chosen = select(runs, only)
+        assert [run.seed for run in chosen] == row["seeds"]
+        assert all(getattr(run, name) == row[name] for run in chosen for name in tables.SETTING)
+
+
+def test_published_points_keep_their_values():
+    points = tables.published_regimes().set_index("dataset")
+    assert len(points) == 14
+    assert points.loc["ML-1M", "mixing"] == 0.410
+    assert points.loc["ML-1M", "g"] == pytest.approx(np.mean([0.540, 1.403, 4.121, 1.833, 3.457]))
+    # Five seeds against five: about 2.5 wide where g is 0.
+    zero = points.loc["Toys"]
+    assert zero["g_high"] - zero["g_low"] == pytest.approx(2.5, abs=0.05)
+    assert (points["g_low"] < points["g"]).all() and (points["g"] < points["g_high"]).all()
+
+
+def test_the_published_bands_stand_beside_the_softmax_runs(tmp_path):
+    table = tables.benchmark("main", tmp_path, dataset="beauty", split="leave-one-out")
+    band = table["published NDCG@10"].droplevel(["dataset", "split"])
+    assert band["sasrec softmax"] == "0.0531 to 0.0588"
+    assert band["sasrec softmax (bce)"] == "0.0318 to 0.0344"
+    assert band["sasrec uniform"] == ""
+
+
+def test_length_groups_and_curves_come_out_of_the_records(tiny):
+    table = results(tiny)
+    groups = tables.by_length(table, "HR@10", "test")
+    assert list(groups["length"].cat.categories) == ["5-9"]
+    assert list(groups["value"]) == list(table["test HR@10"])
+    curves = tables.histories(table)
+    assert len(curves) == 4
+    history = curves["world-markov sasrec softmax, seed 0"]
+    assert len(history) == 3 and history.best_epoch == table["best_epoch"][0]
+
+
+def test_figures(tiny, invented):
+    ax = plotting.regimes(tables.regimes(results(invented)), tables.published_regimes())
+    assert {"ML-1M", "world-markov"} <= {text.get_text() for text in ax.texts}
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["this study", "published"]
+    summary = tables.summarize(results(invented), "test NDCG@10")
+    ax = plotting.seed_intervals(summary)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["softmax", "uniform"]
+    ax = plotting.by_length(tables.by_length(results(tiny)))
+    assert len(ax.get_legend().get_texts()) == 2
+
+
+# ---- the command line ------------------------------------------------------------------------
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(main, ["study", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_quick_study_from_the_first_command_to_the_figure(tmp_path):
+    """Worlds, two seeds: the whole way in small."""
+    here = ("--grid", "quick", "--results", tmp_path / "results")
+    assert "21 of 21 runs to do" in call("run", *here, "--dry-run")
+    assert not (tmp_path / "results").exists()
+    done = call("run", *here, "--scratch", tmp_path / "runs", "--jobs", "2")
+    assert "21 done, 0 before, 0 left to another process, 0 failed" in done
+    assert "0 done, 21 before" in call("run", *here, "--scratch", tmp_path / "runs")
+    assert "world-taste" in call("status", *here) and "missing" not in call("status", *here)
+    table = call("table", "benchmark", *here)
+    assert table.count("±") == 4 * 6 and "missing" not in table
+    regimes = call("table", "regimes", *here, "--format", "csv").split()
+    assert len(regimes) == 4 and "nan" not in "".join(regimes)
+    call("plot", "regimes", *here, "--output", tmp_path / "regimes.svg")
+    assert "published" in (tmp_path / "regimes.svg").read_text()
+
+
+def test_the_command_line_says_what_it_cannot_do(tmp_path):
+    assert "not NAME=VALUE" in call("run", "--only", "beauty", code=2)
+    assert "there are" in call("run", "--only", "dataset=beuaty", code=1)
+    assert "no grid nothing" in call("run", "--grid", "nothing", code=1)
+    assert "no such record" in call("plot", "curves", "--results", tmp_path, code=1)
+
+
+def test_help_names_every_command():
+    text = call("--help")
+    assert all(name in text for name in ("run", "status", "table", "plot", "--grid quick"))
+
+
+# ---- last, for it breaks the pool that the tests above share ---------------------------------
+
+
+def kills_itself(run):
+    """Stands in for a run that the system ends, for its memory say."""
+    if run.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return runner.Outcome(run, "done")
+
+
+def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
+    runs = [Run("world-markov", seed=seed) for seed in range(4)]
+    outcomes = list(runner._spread(kills_itself, runs, 2, "loky", tmp_path))
+    assert sorted(o.run.seed for o in outcomes) == [0, 1, 2, 3]
+    assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}
