@@ -411,11 +411,12 @@ def _summary(record: dict[str, Any]) -> str:
 
 def _spread(work, todo: list[Run], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
     """Outcomes as they come; a worker that is killed (for its memory, say) costs its run alone."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     def parallel(runs: list[Run], processes: int) -> Iterator[Outcome]:
-        pool = Parallel(processes, backend=backend, batch_size=1, return_as="generator_unordered")
+        with parallel_config(backend):
+            pool = Parallel(processes, batch_size=1, return_as="generator_unordered")
         return pool(delayed(work)(run) for run in runs)
 
     left, suspects = {run.key: run for run in todo}, []
