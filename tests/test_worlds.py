@@ -141,8 +141,13 @@ def test_a_world_is_a_log_with_its_truth(world):
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_oracle_and_best_are_what_the_rule_says(name, data):
-    world = small(name, *(data.draw(st.integers(2, 5)) for _ in range(2)), users=4,
-                  length=data.draw(st.integers(2, 12)), seed=data.draw(st.integers(0, 999)))
+    world = small(
+        name,
+        *(data.draw(st.integers(2, 5)) for _ in range(2)),
+        users=4,
+        length=data.draw(st.integers(2, 12)),
+        seed=data.draw(st.integers(0, 999)),
+    )
     oracle, items = world.truth.oracle, matrix(world)
     mean = dict.fromkeys(world.truth.best, 0.0)
     for history in items[:, :-1]:
@@ -320,8 +325,10 @@ def test_two_hop_needs_both_hops(seed):
 
     # One hop: knows j, and of k only the genre that j's item leads to.
     one_hop = 0.3 * continuing((j, 1))
-    one_hop[:, 1:] += 0.7 / oracle.size * (
-        np.arange(world.num_items) // oracle.size == oracle.leads_to[history[users, j]][:, None]
+    one_hop[:, 1:] += (
+        0.7
+        / oracle.size
+        * (np.arange(world.num_items) // oracle.size == oracle.leads_to[history[users, j]][:, None])
     )
     assert ndcg(one_hop, target) < 0.7 * best
 

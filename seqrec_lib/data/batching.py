@@ -24,10 +24,11 @@ def pad(sequences: Ragged, max_len: int, length: int | None = None) -> torch.Ten
     kept = np.minimum(sequences.lengths, max_len)
     length = length or max(int(kept.max(initial=0)), 1)
     kept = np.minimum(kept, length)
-    place = np.arange(length) - (length - kept[:, None])             # (n, length), < 0 = padding
+    place = np.arange(length) - (length - kept[:, None])  # (n, length), < 0 = padding
     source = (sequences.offsets[1:] - kept)[:, None] + place
-    padded = np.where(place >= 0, sequences.values[np.maximum(source, 0)] if len(sequences.values)
-                      else 0, 0)
+    padded = np.where(
+        place >= 0, sequences.values[np.maximum(source, 0)] if len(sequences.values) else 0, 0
+    )
     return torch.from_numpy(padded.astype(np.int64, copy=False))
 
 

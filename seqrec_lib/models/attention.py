@@ -60,13 +60,19 @@ class Attention(nn.Module):
         scores = self.scores(queries, keys) if self.weighting.uses_scores else None
         values = self.split(self.value(keys))
         weights = self.weighting(scores, allowed).to(values.dtype)
-        sums = self.dropout(weights) @ values                       # (B, H, L, D/H)
-        outputs = sums.transpose(1, 2).flatten(-2)                  # (B, L, D)
+        sums = self.dropout(weights) @ values  # (B, H, L, D/H)
+        outputs = sums.transpose(1, 2).flatten(-2)  # (B, L, D)
         if self.output is not None:
             outputs = self.output(outputs)
         if self.recorder is not None:
-            self.recorder(scores=scores, weights=weights, values=values, sums=sums,
-                          outputs=outputs, allowed=allowed)
+            self.recorder(
+                scores=scores,
+                weights=weights,
+                values=values,
+                sums=sums,
+                outputs=outputs,
+                allowed=allowed,
+            )
         return outputs
 
     def scores(self, queries: Tensor, keys: Tensor) -> Tensor:

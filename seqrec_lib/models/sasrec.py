@@ -43,8 +43,10 @@ class SequentialModel(nn.Module):
         """
         if attention == LooseUniformAttention.name:
             if self.gaussian:
-                raise ValueError(f"{attention!r} is a form of SASRec; for {type(self).__name__} "
-                                 "there is the strict form, 'uniform'")
+                raise ValueError(
+                    f"{attention!r} is a form of SASRec; for {type(self).__name__} "
+                    "there is the strict form, 'uniform'"
+                )
             for block in self.blocks:
                 block.attention = LooseUniformAttention(block.attention)
             self.config["attention"] = attention
@@ -52,9 +54,11 @@ class SequentialModel(nn.Module):
         for layer, block in enumerate(self.blocks):
             weighting = make_weighting(attention)
             if weighting.gaussian and not self.gaussian:
-                raise ValueError(f"the weighting {weighting.name!r} is made for Gaussians, and "
-                                 f"{type(self).__name__} has none; use STOSA, or another of "
-                                 f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}")
+                raise ValueError(
+                    f"the weighting {weighting.name!r} is made for Gaussians, and "
+                    f"{type(self).__name__} has none; use STOSA, or another of "
+                    f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}"
+                )
             weighting.build(layer, self.num_heads, self.max_len)
             block.attention.weighting = weighting.to(next(self.parameters()).device)
         self.config["attention"] = describe_weighting(attention)
@@ -92,7 +96,7 @@ class SequentialModel(nn.Module):
             (item ids, scores), each (k,) or (B, k), best first.
         """
         items = torch.as_tensor(items, device=next(self.parameters()).device)
-        batch = torch.atleast_2d(items)[:, -self.max_len:]
+        batch = torch.atleast_2d(items)[:, -self.max_len :]
         if not 1 <= k <= self.num_items:
             raise ValueError(f"k={k} must lie between 1 and the number of items, {self.num_items}")
         if batch.shape[1] == 0 or (batch[:, -1] == 0).any():
@@ -147,8 +151,15 @@ class SASRec(SequentialModel):
     ):
         super().__init__()
         check_sizes(num_items=num_items, max_len=max_len, dim=dim, num_heads=num_heads)
-        self.config = dict(num_items=num_items, max_len=max_len, dim=dim, num_blocks=num_blocks,
-                           num_heads=num_heads, dropout=dropout, norm=norm)
+        self.config = dict(
+            num_items=num_items,
+            max_len=max_len,
+            dim=dim,
+            num_blocks=num_blocks,
+            num_heads=num_heads,
+            dropout=dropout,
+            norm=norm,
+        )
         self.num_items, self.max_len, self.dim = num_items, max_len, dim
         self.num_blocks, self.num_heads = num_blocks, num_heads
         with seeded(seed):
@@ -178,7 +189,7 @@ class SASRec(SequentialModel):
         """items (B, L) -> what the model knows after each of them, (B, L, D)."""
         self.check_items(items)
         allowed = allowed_pairs(items)
-        x = self.items(items) * math.sqrt(self.dim) + self.positions[-items.shape[1]:]
+        x = self.items(items) * math.sqrt(self.dim) + self.positions[-items.shape[1] :]
         x = self.dropout(x)
         if self.config["norm"] == "post":
             x = self.norm(x)

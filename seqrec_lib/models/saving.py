@@ -33,8 +33,10 @@ def save(model: SequentialModel, path: str | os.PathLike) -> None:
     """
     name = type(model).__name__
     if MODELS.get(name) is not type(model):
-        raise TypeError(f"cannot save a {name}; load can make {', '.join(MODELS)}. "
-                        "For a class of your own, keep model.state_dict() with safetensors")
+        raise TypeError(
+            f"cannot save a {name}; load can make {', '.join(MODELS)}. "
+            "For a class of your own, keep model.state_dict() with safetensors"
+        )
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     header = {"model": name, "config": json.dumps(model.config)}
     with atomic_path(path) as temporary:
@@ -66,12 +68,16 @@ def load(
     if attention is not None:
         config["attention"] = attention
     elif name not in (*WEIGHTINGS, LooseUniformAttention.name):
-        raise ValueError(f"{path} was made with the weighting {name!r}, which is not the "
-                         "library's; pass an instance of its class: load(path, attention=...)")
+        raise ValueError(
+            f"{path} was made with the weighting {name!r}, which is not the "
+            "library's; pass an instance of its class: load(path, attention=...)"
+        )
     try:
         model = kind(**config)
         model.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a model saved by this library: what it holds does not "
-                         f"fit a {header['model']} ({error})") from error
+        raise ValueError(
+            f"{path} is not a model saved by this library: what it holds does not "
+            f"fit a {header['model']} ({error})"
+        ) from error
     return model.to(device).eval()

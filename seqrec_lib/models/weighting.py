@@ -237,8 +237,9 @@ class Refined(Weighting):
     length L < n uses the last L rows (and columns), which equals padding it to n.
     """
 
-    def __init__(self, reading: str = "scores", width: int | None = None,
-                 threshold: float | None = None):
+    def __init__(
+        self, reading: str = "scores", width: int | None = None, threshold: float | None = None
+    ):
         if reading not in ("scores", "weights"):
             raise ValueError(f"reading must be 'scores' or 'weights', not {reading!r}")
         super().__init__(reading=reading, width=width, threshold=threshold)
@@ -344,8 +345,20 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 WEIGHTINGS: dict[str, type[Weighting]] = {
     kind.name: kind
-    for kind in (Softmax, Uniform, RefinedSimple, RefinedValue, RefinedAdditive, Wasserstein,
-                 RefinedStochastic, Shuffled, Random, Last, Recency, Positional)
+    for kind in (
+        Softmax,
+        Uniform,
+        RefinedSimple,
+        RefinedValue,
+        RefinedAdditive,
+        Wasserstein,
+        RefinedStochastic,
+        Shuffled,
+        Random,
+        Last,
+        Recency,
+        Positional,
+    )
 }
 
 
@@ -384,6 +397,8 @@ def _xavier(rows: int, columns: int) -> nn.Parameter:
 
 def _fixed_draws(seed: int, layer: int, num_heads: int, max_len: int) -> Tensor:
     """Uniform draws (H, n, n); each depends on (seed, layer, head, place from the end) alone."""
-    draws = [[np.random.default_rng([seed, layer, head, row]).random(max_len)
-              for row in range(max_len)] for head in range(num_heads)]
+    draws = [
+        [np.random.default_rng([seed, layer, head, row]).random(max_len) for row in range(max_len)]
+        for head in range(num_heads)
+    ]
     return torch.from_numpy(np.asarray(draws, dtype=np.float32)).flip(-1, -2)

@@ -45,13 +45,21 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
     except Exception as error:  # there is no end to what damaged bytes make a reader raise
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)
-        warnings.warn(f"{path} could not be read ({error}); it is now {aside.name}, and training "
-                      "starts from the beginning", stacklevel=3)
+        warnings.warn(
+            f"{path} could not be read ({error}); it is now {aside.name}, and training "
+            "starts from the beginning",
+            stacklevel=3,
+        )
         return None
     mine = json.loads(json.dumps(identity))
-    differing = [f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
-                 for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
+        for key in sorted(mine.keys() | theirs.keys())
+        if mine.get(key) != theirs.get(key)
+    ]
     if differing:
-        raise ValueError(f"{path} is the checkpoint of another run ({'; '.join(differing)}); "
-                         "give this run another file, or delete that one")
+        raise ValueError(
+            f"{path} is the checkpoint of another run ({'; '.join(differing)}); "
+            "give this run another file, or delete that one"
+        )
     return saved

@@ -137,8 +137,14 @@ def fit(
         optimizer.step()
         return value.detach()
 
-    bar = tqdm(total=epochs, initial=len(history), desc=f"fit {split.train.name}", unit="epoch",
-               disable=not progress, leave=False)
+    bar = tqdm(
+        total=epochs,
+        initial=len(history),
+        desc=f"fit {split.train.name}",
+        unit="epoch",
+        disable=not progress,
+        leave=False,
+    )
     with bar, torch.random.fork_rng():
         while len(history) < epochs and not _patience_spent(history, patience):
             epoch, start = len(history) + 1, time.perf_counter()
@@ -153,8 +159,14 @@ def fit(
                 losses.add(step(batch))
             entry = {"epoch": epoch, "loss": losses.mean()}
             if len(split.validation):
-                metrics = evaluate(model, split, part="validation", ks=(monitored_k,),
-                                   filter_seen=filter_seen, progress=False)
+                metrics = evaluate(
+                    model,
+                    split,
+                    part="validation",
+                    ks=(monitored_k,),
+                    filter_seen=filter_seen,
+                    progress=False,
+                )
                 entry |= {name: float(value) for name, value in metrics.items()}
             entry["seconds"] = time.perf_counter() - start
             history.epochs.append(entry)
@@ -163,8 +175,14 @@ def fit(
             if _patience_spent(history, patience):
                 history.stopped = "patience"
             if checkpoint is not None:
-                save_checkpoint(checkpoint, identity, model=model.state_dict(), best=best,
-                                optimizer=optimizer.state_dict(), history=history.to_dict())
+                save_checkpoint(
+                    checkpoint,
+                    identity,
+                    model=model.state_dict(),
+                    best=best,
+                    optimizer=optimizer.state_dict(),
+                    history=history.to_dict(),
+                )
             bar.set_postfix({key: f"{entry[key]:.4f}" for key in ("loss", monitor) if key in entry})
             bar.update()
             if on_epoch is not None:
@@ -194,8 +212,10 @@ class _Batches:
         self.batch_size = batch_size
         self.users = np.flatnonzero(train.lengths >= 2)
         if not len(self.users):
-            raise ValueError(f"{train.name}: no user has two training events, so there is nothing "
-                             "to predict; use more data or a lower k-core")
+            raise ValueError(
+                f"{train.name}: no user has two training events, so there is nothing "
+                "to predict; use more data or a lower k-core"
+            )
         # A GPU wants few distinct shapes; a CPU as little padding as can be.
         self.multiple = 1 if device.type == "cpu" else 16
 
@@ -207,8 +227,9 @@ class _Batches:
         for rows in bucketed_batches(lengths, self.batch_size, rng):
             length = -(-int(lengths[rows].max() - 1) // self.multiple) * self.multiple
             users = self.users[rows]
-            padded = pad(self.sequences.select(users), self.max_len + 1,
-                         length=min(length, self.max_len) + 1)
+            padded = pad(
+                self.sequences.select(users), self.max_len + 1, length=min(length, self.max_len) + 1
+            )
             yield _Batch(padded, torch.from_numpy(users), self.device)
 
 
