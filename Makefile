@@ -11,10 +11,10 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadscope --nbval-
 
 export PYTHON
 .DEFAULT_GOAL := help
-.PHONY: help setup book test execute check lint stamp bench study serve clean distclean
+.PHONY: help setup book test execute check lint stamp bench study study-quick serve clean distclean
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Options: PYTHON=/path/to/python3.12  JOBS=2  CH=04 (one chapter)  ARGS='...' (passed on)"
 
 $(READY):
@@ -47,7 +47,10 @@ bench: $(READY)  ## run the timed comparisons (minutes to hours; on an idle mach
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) $$script $(ARGS) || exit 1; done
 
 study: $(READY)  ## run the grid of experiments that is missing in results/
-	@$(PY) -m seqrec_lib study $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m seqrec_lib study run --jobs $(JOBS) $(ARGS)
+
+study-quick: $(READY)  ## rehearse the study on worlds, two seeds, into runs/quick
+	@OMP_NUM_THREADS=1 $(PY) -m seqrec_lib study run --grid quick --results runs/quick --jobs $(JOBS)
 
 serve: book  ## build the site and show it at http://localhost:8000
 	@$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 
 __all__ = [
     "PALETTE",
+    "arrows",
     "bars",
     "by_length",
     "curves",
@@ -293,7 +294,8 @@ def regimes(ours, published=None, ax: Axes | None = None) -> Axes:
         published: as :func:`study.published_regimes` makes; drawn hollow, with the interval
             that their number of seeds implies for g alone.
     """
-    ax = _axes(ax)
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 5), layout="constrained")[1]
     ax.axhline(0, color="grey", lw=0.8)
     for i, (name, table) in enumerate({"this study": ours, "published": published}.items()):
         if table is None or table.empty:
@@ -307,8 +309,42 @@ def regimes(ours, published=None, ax: Axes | None = None) -> Axes:
         for row in table.itertuples():
             ax.annotate(row.dataset, (row.mixing, row.g), xytext=(4, 3),
                         textcoords="offset points", fontsize=8, color=PALETTE[i])  # fmt: skip
-    ax.set(xlabel="mixing ratio (softmax models)", ylabel="reliance: Hedges' g, softmax - uniform")
+    ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None),
+           ylabel="reliance: Hedges' g of softmax over uniform")  # fmt: skip
     ax.legend(frameon=False)
+    return ax
+
+
+def arrows(
+    vectors: Mapping[str, Sequence[float]],
+    total: str | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Vectors in the plane: ``{label: (x, y)}``, each with its label.
+
+    Args:
+        total: label of the sum; then the vectors stand tip to tail, and the sum is drawn too.
+    """
+    ax = _axes(ax)
+    tip = corner = np.zeros(2)
+    drawn = [(label, np.asarray(vector, float)) for label, vector in vectors.items()]
+    if total is not None:
+        drawn.append((total, sum(vector for _, vector in drawn)))
+    for i, (label, vector) in enumerate(drawn):
+        start = np.zeros(2) if total is None or i == len(vectors) else tip
+        tip = start + vector
+        corner = np.vstack([corner, tip])
+        look = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
+        look |= {"color": PALETTE[i % len(PALETTE)], "ls": LINES[i % len(LINES)]}
+        ax.annotate("", tip, start, arrowprops=look)
+        aside = (-18, -12) if total is not None and i == len(vectors) else (5, 4)
+        ax.annotate(label, (start + tip) / 2, xytext=aside, textcoords="offset points", fontsize=8)
+    low, high = corner.min(0), corner.max(0)
+    margin = 0.12 * max(high - low)
+    ax.set(title=title, aspect="equal", xlim=(low[0] - margin, high[0] + margin),
+           ylim=(low[1] - margin, high[1] + margin))  # fmt: skip
+    ax.grid(alpha=0.3)
     return ax
 
 
