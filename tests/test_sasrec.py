@@ -217,6 +217,8 @@ def test_recommends_nothing_seen_if_asked():
     for row, history in zip(ids, long, strict=True):
         assert not set(row.tolist()) & set(history.tolist())
     assert scores.isfinite().all()
+    with pytest.raises(ValueError, match="fewer than k"):
+        model.recommend(long, k=NUM_ITEMS, exclude_seen=True)
 
 
 def test_recommending_uses_no_dropout_and_leaves_the_mode():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.ranking import _evaluating as evaluating
+from ..evaluation.ranking import evaluating
 from .capture import LayerTrace, Trace
 
 __all__ = ["capture_torch"]

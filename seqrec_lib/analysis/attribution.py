@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from ..evaluation.ranking import _evaluating as evaluating
+from ..evaluation.ranking import evaluating
 from .capture import Trace, capture
 from .decompose import decompose
 

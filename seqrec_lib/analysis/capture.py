@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.ranking import _evaluating as evaluating
+from ..evaluation.ranking import evaluating
 from ..models.stosa import StochasticBlock
 
 __all__ = ["FIELDS", "LayerTrace", "Trace", "capture"]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..data.batching import pad
 from ..data.interactions import Ragged
 from ..data.splits import Part, Split
-from ..evaluation.ranking import _evaluating as evaluating
+from ..evaluation.ranking import evaluating
 from .capture import LayerTrace, capture
 from .decompose import KINDS, Parts, decompose
 

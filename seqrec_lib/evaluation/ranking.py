@@ -19,7 +19,7 @@ from ..data.interactions import Ragged
 from ..data.splits import Part, Split
 from .metrics import KS, Metrics
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluating"]
 
 # Scores held at once. On a CPU a chunk should stay in the cache: it is read four times.
 _CELLS_CPU, _CELLS_GPU = 2**21, 2**26
@@ -90,7 +90,7 @@ def evaluate(
     seen = _seen(users, split.num_items)
     rows, found = [], []
     with (
-        _evaluating(model, device),
+        evaluating(model, device),
         torch.inference_mode(),
         tqdm(total=len(users), unit="user", desc=part, disable=not progress) as bar,
     ):
@@ -217,7 +217,7 @@ def _seen(part: Part, num_items: int) -> Ragged:
 
 
 @contextmanager
-def _evaluating(model, device: torch.device | str | None) -> Iterator[None]:
+def evaluating(model, device: torch.device | str | None) -> Iterator[None]:
     """Put a neural model into eval mode, on ``device``; then back where and as it was."""
     if not isinstance(model, nn.Module):
         yield

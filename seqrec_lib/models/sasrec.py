@@ -112,6 +112,8 @@ class SequentialModel(nn.Module):
         if exclude_seen:
             scores = scores.scatter(1, torch.atleast_2d(items), -math.inf)
         best = scores.topk(k)
+        if best.values.isinf().any():
+            raise ValueError(f"fewer than k={k} items are left after those already seen")
         if items.dim() == 1:
             return best.indices[0], best.values[0]
         return best.indices, best.values
