@@ -197,6 +197,29 @@ def test_no_loss_holds_a_score_for_every_position_and_item(name):
     assert whole.size >= batch * length * num_items and naive_loss.isfinite()  # the probe sees
 
 
+class Shapes(TorchDispatchMode):
+    """Records the shapes of the matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen.add(tuple(a.shape for a in args if torch.is_tensor(a)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_low_precision_products_have_few_shapes():
+    """oneDNN compiles bfloat16 products shape by shape, and keeps megabytes for each."""
+    table = torch.randn(30, 6, requires_grad=True)
+    with Shapes() as products, torch.autocast("cpu", torch.bfloat16):
+        for n in range(450, 700):
+            queries = torch.randn(n, 6, requires_grad=True)
+            chunked_cross_entropy(queries, table, torch.zeros(n, dtype=torch.long)).backward()
+    assert len(products.seen) <= 3 * 8
+
+
 def test_bfloat16_products_err_by_no_more_than_their_eight_bits_allow():
     model = Readout(num_items=500, dim=32, dtype=torch.float32, scale=0.2)
     encoded, targets, _ = problem(n=900, num_items=500, dim=32, dtype=torch.float32)

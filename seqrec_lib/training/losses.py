@@ -93,13 +93,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         with torch.autocast(table.device.type, enabled=False):
             q, e = queries.to(dtype), table.to(dtype)
+            n = len(targets)
+            if dtype != table.dtype:
+                # Zeros up to a round number: a CPU keeps megabytes of compiled code for each
+                # shape of a low-precision product that it has met.
+                q = F.pad(q, (0, 0, 0, -n % 64))
             d_queries = torch.empty_like(q) if wanted else None
             d_table = torch.zeros_like(table) if wanted else None
             d_bias = torch.zeros_like(bias) if wanted and bias is not None else None
             logits = q.new_empty(min(chunk, len(q)), len(e))
             softmax = torch.empty_like(logits)
             losses = []
-            for start in range(0, len(q), chunk):
+            for start in range(0, n, chunk):
+                rows = min(chunk, n - start)
                 part = q[start : start + chunk]
                 s, p = logits[: len(part)], softmax[: len(part)]
                 torch.mm(part, e.T, out=s)
@@ -107,20 +113,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     s += bias
                 torch.softmax(s, -1, out=p)
                 # the smallest normal number keeps the reported loss finite where p underflows
-                chosen = p.gather(1, targets[start : start + chunk, None]).to(table.dtype)
+                chosen = p[:rows].gather(1, targets[start : start + rows, None]).to(table.dtype)
                 losses.append(-chosen.clamp(min=torch.finfo(table.dtype).tiny).log().sum())
                 if wanted:
                     torch.mm(p, e, out=d_queries[start : start + chunk])
                     _add_product(d_table, p.T, part)
                     if d_bias is not None:
-                        d_bias += p.sum(0)
+                        d_bias += p[:rows].sum(0)
             if wanted:
-                d_queries = d_queries.to(queries.dtype) - e[targets].to(queries.dtype)
+                d_queries = d_queries[:n].to(queries.dtype) - e[targets].to(queries.dtype)
                 d_table.index_add_(0, targets, queries.to(table.dtype), alpha=-1)
                 if d_bias is not None:
                     d_bias -= torch.bincount(targets, minlength=len(table)).to(d_bias.dtype)
         ctx.save_for_backward(d_queries, d_table, d_bias)
-        ctx.count = len(targets)
+        ctx.count = n
         return torch.stack(losses).sum() / ctx.count
 
     @staticmethod
