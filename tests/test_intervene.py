@@ -38,12 +38,16 @@ def snapshot(m):
     )
 
 
+def squared(weights, allowed):
+    return weights**2
+
+
 CHANGES = [
     "uniform",
     {"name": "shuffled", "seed": 3},
     Uniform(),
     RefinedAdditive(),
-    lambda weights, allowed: weights**2,
+    squared,
     sr.RemovePosition(-2),
     sr.RemoveDistance(1),
     sr.ScaleResidual(0.5),
@@ -51,7 +55,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "change", CHANGES, ids=lambda change: getattr(change, "__name__", str(change))
+)
 @pytest.mark.parametrize("kind", [sr.SASRec, sr.STOSA])
 def test_an_intervention_changes_the_model_and_leaves_no_trace(change, kind):
     m = model(kind)
@@ -67,7 +73,9 @@ def test_an_intervention_changes_the_model_and_leaves_no_trace(change, kind):
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=str)
+@pytest.mark.parametrize(
+    "change", CHANGES, ids=lambda change: getattr(change, "__name__", str(change))
+)
 def test_an_exception_inside_restores_the_model(change):
     m = model()
     before = snapshot(m)
