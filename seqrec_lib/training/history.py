@@ -14,7 +14,7 @@ class History:
     Attributes:
         epochs: the entries, in order; epochs count from 1.
         monitor: the validation metric that chose the best epoch.
-        stopped: why training ended ("epochs", "patience" or "time").
+        stopped: why training ended: "epochs" or "patience".
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
