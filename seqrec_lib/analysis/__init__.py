@@ -6,6 +6,7 @@ from .capture import LayerTrace, Trace, capture
 from .decompose import Contributions, Parts, WeightShares, decompose
 from .effects import Difference, EffectSize, Equivalence, equivalence, hedges_g, paired_difference
 from .intervene import RemoveDistance, RemovePosition, ScaleResidual, SwapPositions, intervene
+from .refinement import RefinementByPosition, refinement_by_position
 from .statistics import attention_statistics, normalized_entropy
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Equivalence",
     "LayerTrace",
     "Parts",
+    "RefinementByPosition",
     "RemoveDistance",
     "RemovePosition",
     "ScaleResidual",
@@ -32,6 +34,7 @@ __all__ = [
     "item_contributions",
     "normalized_entropy",
     "paired_difference",
+    "refinement_by_position",
     "removal_effects",
     "rollout",
 ]

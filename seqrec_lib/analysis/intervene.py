@@ -26,7 +26,7 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 @contextlib.contextmanager
 def intervene(
     model,
-    change: str | dict[str, Any] | Weighting | Edit | ScaleResidual | SwapPositions,
+    change: str | dict[str, Any] | Weighting | Edit | list | ScaleResidual | SwapPositions,
     layers: int | list[int] | None = None,
     heads: int | list[int] | None = None,
 ) -> Iterator[nn.Module]:
@@ -44,14 +44,14 @@ def intervene(
     Args:
         change: how the weights are made instead (the name of a weighting without parameters,
             or an object, built or not); or a function ``edit(weights, allowed) -> weights``, both
-            (B, H, L, L), such as :class:`RemovePosition` and :class:`RemoveDistance`; or
-            :class:`ScaleResidual`, :class:`SwapPositions`.
+            (B, H, L, L), such as :class:`RemovePosition` and :class:`RemoveDistance`; or a list
+            of these, one for each layer; or :class:`ScaleResidual`, :class:`SwapPositions`.
         layers: numbers of blocks, from 0, or from -1 backwards; all by default.
         heads: numbers of heads; all by default. The others go on as before.
 
     Raises:
         ValueError: a name of a weighting with parameters, which would be untrained; a layer or
-            head that does not exist; heads of something that has none.
+            head that does not exist; heads of something that has none; a list of another length.
         TypeError: ``change`` is none of the above.
     """
     layers = _chosen(layers, len(model.blocks), "layer")
@@ -62,10 +62,13 @@ def intervene(
                 raise ValueError(f"{change} concerns no head; leave heads= out")
             change.enter(model, layers, undo)
         else:
+            changes = change if isinstance(change, list) else [change] * len(layers)
+            if len(changes) != len(layers):
+                raise ValueError(f"{len(changes)} changes for {len(layers)} layers; give one each")
             # Building may draw numbers; the model's surroundings should not notice.
             with torch.random.fork_rng(devices=[]):
-                made = [(layer, _make(model, change, layer)) for layer in layers]
-            for layer, new in made:
+                made = [_make(model, *each) for each in zip(changes, layers, strict=True)]
+            for layer, new in zip(layers, made, strict=True):
                 attention = model.blocks[layer].attention
                 undo.callback(setattr, attention, "weighting", attention.weighting)
                 attention.weighting = _Intervened(attention.weighting, new, heads)

@@ -79,7 +79,7 @@ def attention_statistics(
     Raises:
         ValueError: there are no histories.
     """
-    histories = _histories(data, part)
+    histories = histories_of(data, part)
     layers, max_len = len(model.blocks), model.max_len
     means: dict[str, _Means] = {}
     maps: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def attention_statistics(
         evaluating(model, device),
         tqdm(total=len(histories), unit="user", disable=not progress) as bar,
     ):
-        for rows in _batches(histories.lengths, max_len, model.num_heads):
+        for rows in batches(histories.lengths, max_len, model.num_heads):
             items = pad(histories.select(rows), max_len)
             real = items > 0
             k = min(recent, items.shape[1])
@@ -162,7 +162,7 @@ def _kinds(layer: LayerTrace) -> tuple[str, ...]:
     return KINDS if layer.total is not None else ("weights", "attn")
 
 
-def _histories(data: Split | Part | Ragged, part: str) -> Ragged:
+def histories_of(data: Split | Part | Ragged, part: str) -> Ragged:
     if isinstance(data, Split):
         data = data.part(part)
     histories = data.histories if isinstance(data, Part) else data
@@ -171,7 +171,7 @@ def _histories(data: Split | Part | Ragged, part: str) -> Ragged:
     return histories
 
 
-def _batches(lengths: np.ndarray, max_len: int, num_heads: int) -> Iterator[np.ndarray]:
+def batches(lengths: np.ndarray, max_len: int, num_heads: int) -> Iterator[np.ndarray]:
     """Rows of similar length, the longest first, as many as make ``_CELLS`` entries of a map."""
     lengths = np.minimum(lengths, max_len)
     order = np.argsort(-lengths, kind="stable")

@@ -233,9 +233,14 @@ class Refined(Weighting):
         threshold: mask refined scores between tokens whose cosine is below it (the key of the
             query itself always stays); None for no threshold.
 
+    Attributes:
+        adds: True where S' is S plus something, False where it takes the place of S.
+
     Shapes: ``w_query``, ``w_key`` (n, m), ``w_value`` (n, n), shared by the heads. A batch of
     length L < n uses the last L rows (and columns), which equals padding it to n.
     """
+
+    adds = False
 
     def __init__(
         self, reading: str = "scores", width: int | None = None, threshold: float | None = None
@@ -251,9 +256,14 @@ class Refined(Weighting):
         self.w_key = _xavier(max_len, width)
         return self
 
+    def tokens(self, scores: Tensor, allowed: Tensor) -> Tensor:
+        """T (B, H, L, L): the rows of the attention map."""
+        if self.reading == "weights":
+            return masked_softmax(scores, allowed)
+        return scores.masked_fill(~allowed, 0.0)
+
     def forward(self, scores, allowed):
-        weights = self.reading == "weights"
-        tokens = masked_softmax(scores, allowed) if weights else scores.masked_fill(~allowed, 0.0)
+        tokens = self.tokens(scores, allowed)
         refined = self.refine(tokens, scores, allowed)
         if self.threshold is not None:
             unit = F.normalize(tokens, dim=-1)
@@ -300,6 +310,7 @@ class RefinedAdditive(RefinedValue):
     """S' = S + the value-weighted refinement. With ``w_value = 0`` this is plain softmax."""
 
     name = "awrsr-additive"
+    adds = True
 
     def refine(self, tokens, scores, allowed):
         return scores + super().refine(tokens, scores, allowed)

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from ..analysis.intervene import intervene
+from ..analysis.refinement import refinement_by_position
 from ..analysis.statistics import attention_statistics
 from ..data import DATASETS, Interactions, global_temporal, leave_one_out, load_dataset, worlds
 from ..data.splits import Split
@@ -36,6 +37,7 @@ from ..device import device as pick_device
 from ..evaluation import Metrics, evaluate
 from ..files import atomic_path
 from ..models import save
+from ..models.weighting import Refined
 from ..training import fit
 from .grid import BASELINES, NEURAL, WORLD, Run
 from .records import Store, rounded
@@ -218,9 +220,11 @@ def _inside(model, split: Split) -> dict[str, Any]:
         name: [layer[:RECENT] for layer in layers] for name, layers in found["by_position"].items()
     }
     coarse = rounded({"by_position": profile, "maps": found["maps"]}, digits=3)
-    swapped = {}
-    for name in SWAPS:
-        with intervene(model, name):
+    swaps, swapped = dict(zip(SWAPS, SWAPS, strict=True)), {}
+    if isinstance(model.blocks[0].attention.weighting, Refined):
+        swaps["refinement-by-position"] = refinement_by_position(model, split)
+    for name, change in swaps.items():
+        with intervene(model, change):
             test = evaluate(model, split)
         swapped[name] = {"test": test, "test_filtered": test.filtered}
     return {"mixing": found["mixing"], "profile": coarse, "swapped": swapped}
