@@ -19,12 +19,14 @@ __all__ = [
     "bars",
     "by_length",
     "curves",
+    "forest",
     "heatmap",
     "heatmaps",
     "labelled_points",
     "learning_curve",
     "learning_curves",
     "regimes",
+    "seed_curves",
     "seed_intervals",
     "timeline",
 ]
@@ -264,6 +266,62 @@ def seed_intervals(
     ax.errorbar(summary["mean"], rows, xerr=half, fmt=MARKERS[0], color=PALETTE[0], capsize=3)
     ax.set(yticks=rows, yticklabels=summary[label], xlabel=xlabel)
     ax.grid(axis="x", alpha=0.3)
+    return ax
+
+
+def forest(
+    table,
+    label: str = "dataset",
+    group: str | None = None,
+    margin: float | None = None,
+    xlabel: str = "relative change (%)",
+    ax: Axes | None = None,
+) -> Axes:
+    """Relative changes with their intervals, a row of the figure for each ``label``.
+
+    Args:
+        table: with ``change``, ``low`` and ``high``, as :func:`study.gains` makes; a change
+            without interval is drawn hollow, a row without any change says so.
+        group: the column that tells apart the marks within a row.
+        margin: shades the changes too small to matter.
+    """
+    rows = list(dict.fromkeys(table[label]))[::-1]
+    if ax is None:
+        ax = plt.subplots(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")[1]
+    groups = [None] if group is None else list(dict.fromkeys(table[group]))
+    for i, name in enumerate(groups):
+        own = table if name is None else table[table[group] == name]
+        own = own[own["change"].notna()]
+        y = [rows.index(row) + 0.22 * ((len(groups) - 1) / 2 - i) for row in own[label]]
+        change, low, high = (100 * own[c].to_numpy(float) for c in ("change", "low", "high"))
+        bare = np.isnan(low).all()
+        error = None if bare else [change - low, high - change]
+        ax.errorbar(change, y, xerr=error, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=name,
+                    color=PALETTE[i % len(PALETTE)],
+                    markerfacecolor="white" if bare else None)  # fmt: skip
+    for row in set(rows) - set(table.loc[table["change"].notna(), label]):
+        ax.annotate("no records yet", (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
+                    textcoords="offset points", color="dimgrey")  # fmt: skip
+    if margin is not None:
+        ax.axvspan(-100 * margin, 100 * margin, color="grey", alpha=0.15, lw=0)
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
+    if group is not None:
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def seed_curves(table, metric: str = "NDCG@10", ax: Axes | None = None) -> Axes:
+    """The learning curves of records: a thin line a seed, a colour and style a weighting."""
+    ax = _axes(ax)
+    for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
+        style = {**_style(i), "marker": None, "lw": 1, "alpha": 0.8}
+        for number, curve in enumerate(group["curve"]):
+            scores = curve.get(metric, [])
+            label = name if number == 0 else None
+            ax.plot(range(1, len(scores) + 1), scores, label=label, **style)
+    ax.set(xlabel="epoch", ylabel=f"validation {metric}")
+    ax.legend(frameon=False)
     return ax
 
 

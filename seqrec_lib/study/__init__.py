@@ -1,5 +1,16 @@
 """The study: a grid of runs, their records, and what the records show."""
 
+from .comparison import (
+    Change,
+    chosen,
+    detectable,
+    epochs_to,
+    gains,
+    gains_by_length,
+    holm,
+    published_gains,
+    relative_difference,
+)
 from .grid import Run, load_grid
 from .records import DamagedRecord, Store, results
 from .runner import Report, run_grid, run_one
@@ -16,19 +27,28 @@ from .tables import (
 )
 
 __all__ = [
+    "Change",
     "DamagedRecord",
     "Report",
     "Run",
     "Store",
     "benchmark",
     "by_length",
+    "chosen",
+    "detectable",
     "effects",
+    "epochs_to",
+    "gains",
+    "gains_by_length",
     "histories",
+    "holm",
     "load_grid",
     "missing",
     "published",
+    "published_gains",
     "published_regimes",
     "regimes",
+    "relative_difference",
     "results",
     "run_grid",
     "run_one",

@@ -1,0 +1,344 @@
+"""Does one way of making weights gain anything over another, how much, and how surely?
+
+Relative differences over seeds between two settings of a grid, and what such a claim has to be
+weighed with: published gains, many tests at once, the smallest gain that so few seeds can show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import optimize, stats
+
+from ..analysis.effects import _samples, equivalence
+from .grid import Run, load_grid
+from .records import Store
+from .tables import Root, _interval, _mean, _published, _readable, _settings, command
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Change",
+    "chosen",
+    "detectable",
+    "epochs_to",
+    "gains",
+    "gains_by_length",
+    "holm",
+    "published_gains",
+    "relative_difference",
+]
+
+#: A weighting by its name, or one with a variant other than "main".
+Setting = str | tuple[str, str]
+
+
+# ---- the measure -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """A ratio of means less 1, its interval, and the p-value of "the means are equal"."""
+
+    change: float
+    low: float
+    high: float
+    level: float
+    p: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.change:+.1%}, {self.level:.0%} interval [{self.low:+.1%}, {self.high:+.1%}], "
+            f"p = {self.p:.2g}"
+        )
+
+
+def relative_difference(new, reference, *, level: float = 0.95) -> Change:
+    """By which share of ``reference`` does the mean of ``new`` exceed the mean of ``reference``?
+
+    Both means are uncertain, so both enter: the logarithm of their ratio is taken as normal with
+    variance s^2 / (n m^2) from each of the two (n values, mean m, standard deviation s: the delta
+    method), and its degrees of freedom are Welch and Satterthwaite's.
+
+    Args:
+        new, reference: (n,), (m,) one positive value per seed.
+
+    Raises:
+        ValueError: fewer than two values, no spread at all, or a mean that is not positive.
+    """
+    samples = _samples(new, reference, paired=False)
+    means = [x.mean() for x in samples]
+    if min(means) <= 0:
+        raise ValueError(f"a ratio needs positive means, got {means[0]:.3g} and {means[1]:.3g}")
+    parts = [x.var(ddof=1) / len(x) / x.mean() ** 2 for x in samples]
+    freedom = sum(parts) ** 2 / sum(
+        v**2 / (len(x) - 1) for v, x in zip(parts, samples, strict=True)
+    )
+    log, error = math.log(means[0] / means[1]), math.sqrt(sum(parts))
+    half = stats.t.ppf((1 + level) / 2, freedom) * error
+    low, change, high = (math.expm1(x) for x in (log - half, log, log + half))
+    return Change(change, low, high, level, float(2 * stats.t.sf(abs(log) / error, freedom)))
+
+
+def holm(p) -> np.ndarray:
+    """Holm's p-values: reject those below alpha, and one false rejection or more among *all* of
+    the tests is as rare as alpha. NaN stays NaN and counts for no test (Holm 1979)."""
+    p = np.asarray(p, dtype=float)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known])]
+    adjusted = p.copy()
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted
+
+
+def detectable(spread: float, seeds: int, power: float = 0.8, level: float = 0.95) -> float:
+    """The smallest true difference that ``seeds`` runs against as many find so often as ``power``.
+
+    Found means: Student's t test at ``1 - level`` is significant, in the right direction.
+
+    Args:
+        spread: standard deviation over seeds, relative or not; the answer is in its unit.
+    """
+    freedom = 2 * seeds - 2
+    critical = stats.t.ppf((1 + level) / 2, freedom)
+    shift = optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - power, 0, 10 * critical)
+    return spread * shift * math.sqrt(2 / seeds)
+
+
+# ---- from the records --------------------------------------------------------------------------
+
+
+def gains(
+    new: Setting = "awrsr-additive",
+    reference: Setting = "softmax",
+    metric: str = "test NDCG@10",
+    margin: float = 0.05,
+    level: float = 0.95,
+    grid: str | Path | Mapping[str, Any] = "main",
+    root: Root = None,
+    **only: Any,
+) -> pd.DataFrame:
+    """The relative gain of ``new`` over ``reference``, wherever a grid has both.
+
+    Args:
+        new, reference: a weighting, or (weighting, variant).
+        margin: the smallest gain or loss that matters, as a share of the reference.
+        only: keep the runs with these properties, such as ``dataset=["beauty", "ml-1m"]``.
+
+    Returns:
+        a row for each data set, split, model and loss: ``new``, ``reference`` (labels),
+        ``metric``, ``seeds`` (the smaller number), ``mean_reference``, ``mean_new``, ``change``
+        with ``low``, ``high``, ``p`` (:func:`relative_difference`), the ``verdict``, and
+        ``missing``, the command for runs without a record. Verdicts: "equivalent" (within the
+        margin, by two one-sided tests), else "helps" or "hurts" (an interval on one side of 0),
+        else "undecided"; "runs missing" with fewer than two seeds of either.
+    """
+    import pandas as pd
+
+    part, name = metric.split(" ")
+    rows = []
+    for setting, ours, theirs, missing in _both(new, reference, grid, root, only):
+        x, y = ([record[part][name] for record in side] for side in (ours, theirs))
+        rows.append({
+            **setting, "metric": metric, "seeds": min(len(x), len(y)),
+            "mean_reference": _mean(np.array(y)), "mean_new": _mean(np.array(x)),
+            **_judge(x, y, margin, level), "missing": missing,
+        })  # fmt: skip
+    columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "seeds",
+               "mean_reference", "mean_new", "change", "low", "high", "p", "verdict",
+               "missing"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def gains_by_length(
+    new: Setting = "awrsr-additive",
+    reference: Setting = "softmax",
+    metric: str = "test NDCG@10",
+    level: float = 0.95,
+    min_users: int = 100,
+    grid: str | Path | Mapping[str, Any] = "main",
+    root: Root = None,
+    **only: Any,
+) -> pd.DataFrame:
+    """As :func:`gains`, for users with histories of each length; groups too small are left out.
+
+    Columns: as there, with ``length`` (such as "10-19") and ``users``, without ``missing``.
+    """
+    import pandas as pd
+
+    part, name = metric.split(" ")
+    rows = []
+    for setting, ours, theirs, _ in _both(new, reference, grid, root, only):
+        for length, group in (ours or [{"by_length": {}}])[0]["by_length"].items():
+            if group["users"] < min_users:
+                continue
+            x, y = (
+                [r["by_length"][length][part][name] for r in side if length in r["by_length"]]
+                for side in (ours, theirs)
+            )
+            row = {**setting, "metric": metric, "length": length, "users": group["users"]}
+            rows.append({**row, "seeds": min(len(x), len(y)), **_judge(x, y, 0.05, level)})
+    columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "length",
+               "users", "seeds", "change", "low", "high", "p", "verdict"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def epochs_to(
+    table: pd.DataFrame, share: float = 0.9, reference: str = "softmax", level: float = 0.95
+) -> pd.DataFrame:
+    """After how many epochs does each weighting reach ``share`` of the reference's best?
+
+    The goal is the same for all weightings of a setting: ``share`` of what the reference reaches
+    on validation at its best epoch, averaged over its seeds. Measured against one's own best, a
+    model that learns little would be quick.
+
+    Args:
+        table: records, as from :func:`results`.
+
+    Returns:
+        a row for each setting whose reference has records: ``goal``, ``seeds``, ``reached`` (how
+        many of them get there), and ``mean``, ``sd``, ``low``, ``high`` of the epochs, NaN unless
+        all do.
+    """
+    import pandas as pd
+
+    by = ["dataset", "split", "model", "loss", "variant"]
+    curves = [
+        row["curve"].get(row["config"].get("monitor"), []) for row in table.to_dict("records")
+    ]
+    table = table.assign(scores=curves)[[bool(curve) for curve in curves]]
+    rows = []
+    for key, group in table.groupby(by, sort=False):
+        best = [max(curve) for curve in group.loc[group["attention"] == reference, "scores"]]
+        if not best:
+            continue
+        goal = share * np.mean(best)
+        for attention, own in group.groupby("attention", sort=False):
+            first = [_first(curve, goal) for curve in own["scores"]]
+            there = [epoch for epoch in first if epoch is not None]
+            epochs = np.array(first if len(there) == len(first) else [math.nan], dtype=float)
+            rows.append({
+                **dict(zip(by, key, strict=True)), "attention": attention, "goal": goal,
+                **_interval(epochs, level), "seeds": len(first), "reached": len(there),
+            })  # fmt: skip
+    columns = [*by, "attention", "goal", "seeds", "reached", "mean", "sd", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def chosen(
+    candidates: Sequence[str],
+    metric: str = "NDCG@10",
+    grid: str | Path | Mapping[str, Any] = "main",
+    root: Root = None,
+    **only: Any,
+) -> pd.DataFrame:
+    """For each weighting the variant that is best on validation, and what it reaches on test.
+
+    Candidates are compared on the seeds they share, so that none wins by having more of them.
+
+    Args:
+        candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
+
+    Returns:
+        a row for each data set, split, model, attention and loss: ``tried`` (candidates with
+        records, of how many), ``variant`` (the choice, "" without records), ``seeds``,
+        ``validation``, ``test`` (means over its seeds) and ``missing``, the command for the rest.
+    """
+    import pandas as pd
+
+    store, runs, rows = Store(root), load_grid(grid), {}
+    read = _readable(store)
+    groups: dict[tuple, dict[str, list[Run]]] = {}
+    for group in _settings(runs, {**only, "variant": list(candidates)}):
+        setting = group[0]
+        key = (setting.dataset, setting.split, setting.model, setting.attention, setting.loss)
+        groups.setdefault(key, {})[setting.variant] = group
+    for key, variants in groups.items():
+        found = {name: _by_seed(map(read, group)) for name, group in variants.items()}
+        left = [run for name, group in variants.items() for run in group
+                if run.seed not in found[name]]  # fmt: skip
+        found = {name: records for name, records in found.items() if records}
+        shared = set.intersection(*map(set, found.values())) if found else set()
+        reached = {
+            name: np.mean([records[seed]["validation"][metric] for seed in shared or records])
+            for name, records in found.items()
+        }
+        best = max(reached, key=reached.get) if reached else ""
+        records = list(found.get(best, {}).values())
+        rows[key] = {
+            "tried": f"{len(found)} of {len(candidates)}", "variant": best, "seeds": len(records),
+            "validation": _mean(np.array([record["validation"][metric] for record in records])),
+            "test": _mean(np.array([record["test"][metric] for record in records])),
+            "missing": command(left, runs, grid) if left else "",
+        }  # fmt: skip
+    names = ["dataset", "split", "model", "attention", "loss"]
+    index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
+    columns = ["tried", "variant", "seeds", "validation", "test", "missing"]
+    return pd.DataFrame(list(rows.values()), columns=columns, index=index)
+
+
+def published_gains() -> pd.DataFrame:
+    """What the paper reports: relative gains, without interval; its Recall@1 is our HR@1.
+
+    Columns: ``dataset``, ``metric``, ``change``, ``source``.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(_published()["gains"])
+
+
+def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping[str, Any]):
+    """(setting, records of new, records of reference, command for the rest), where both stand."""
+    store, runs = Store(root), load_grid(grid)
+    sides = [(s, "main") if isinstance(s, str) else tuple(s) for s in (new, reference)]
+    groups: dict[tuple, dict[tuple, list[Run]]] = {}
+    for group in _settings(runs, only):
+        run = group[0]
+        place = (run.dataset, run.split, run.model, run.loss)
+        groups.setdefault(place, {})[run.attention, run.variant] = group
+    names = [name if variant == "main" else f"{name} ({variant})" for name, variant in sides]
+    for place, own in groups.items():
+        if not all(side in own for side in sides):
+            continue
+        records = [[r for r in map(_readable(store), own[side]) if r is not None] for side in sides]
+        left = [
+            run
+            for side, found in zip(sides, records, strict=True)
+            for run in own[side]
+            if run.seed not in {record["seed"] for record in found}
+        ]
+        setting = dict(zip(("dataset", "split", "model", "loss"), place, strict=True))
+        setting |= {"new": names[0], "reference": names[1]}
+        yield setting, *records, command(left, runs, grid) if left else ""
+
+
+def _judge(x: list[float], y: list[float], margin: float, level: float) -> dict[str, Any]:
+    """The change of ``x`` over ``y`` and the verdict on it."""
+    nothing = {"change": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
+    if min(len(x), len(y)) < 2:
+        return {**nothing, "verdict": "runs missing"}
+    try:
+        found = relative_difference(x, y, level=level)
+    except ValueError:  # every seed the same, or no hit at all
+        return {**nothing, "verdict": "undecided"}
+    if equivalence(y, x, margin, relative=True).equivalent:
+        verdict = "equivalent"
+    else:
+        verdict = "helps" if found.low > 0 else "hurts" if found.high < 0 else "undecided"
+    return {"change": found.change, "low": found.low, "high": found.high, "p": found.p,
+            "verdict": verdict}  # fmt: skip
+
+
+def _by_seed(records) -> dict[int, dict[str, Any]]:
+    return {record["seed"]: record for record in records if record is not None}
+
+
+def _first(curve: Sequence[float], goal: float) -> int | None:
+    return next((epoch for epoch, score in enumerate(curve, 1) if score >= goal), None)
