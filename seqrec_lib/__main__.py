@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from .data import DATASETS
 from .study.grid import AXES, GRIDS, Run, load_grid, select
 from .study.records import Store
 from .study.records import results as read_results
@@ -190,6 +191,26 @@ def table(kind, grid, only, results, form) -> None:
     index = kind == "benchmark"
     shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form](index=index)
     click.echo(shown)
+
+
+@study.command()
+@click.argument("datasets", nargs=-1, type=click.Choice(sorted(DATASETS)), required=True)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The folder of records; by default the checkout's results/.",
+)
+def profile(datasets, results) -> None:
+    """Write what simple statistics say of DATASETS, beside the records.
+
+    \b
+    python -m seqrec_lib study profile lastfm ml-100k
+    """
+    from .study.profiling import write_profile
+
+    for dataset in datasets:
+        click.echo(f"written: {write_profile(dataset, results)}")
 
 
 @study.command()

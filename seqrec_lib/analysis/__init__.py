@@ -6,6 +6,7 @@ from .capture import LayerTrace, Trace, capture
 from .decompose import Contributions, Parts, WeightShares, decompose
 from .effects import Difference, EffectSize, Equivalence, equivalence, hedges_g, paired_difference
 from .intervene import RemoveDistance, RemovePosition, ScaleResidual, SwapPositions, intervene
+from .profile import gini, profile
 from .refinement import RefinementByPosition, refinement_by_position
 from .statistics import attention_statistics, normalized_entropy
 
@@ -29,11 +30,13 @@ __all__ = [
     "capture_torch",
     "decompose",
     "equivalence",
+    "gini",
     "hedges_g",
     "intervene",
     "item_contributions",
     "normalized_entropy",
     "paired_difference",
+    "profile",
     "refinement_by_position",
     "removal_effects",
     "rollout",

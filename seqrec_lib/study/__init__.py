@@ -12,6 +12,7 @@ from .comparison import (
     relative_difference,
 )
 from .grid import Run, load_grid
+from .profiling import profiles, write_profile
 from .records import DamagedRecord, Store, results
 from .runner import Report, run_grid, run_one
 from .tables import (
@@ -44,6 +45,7 @@ __all__ = [
     "holm",
     "load_grid",
     "missing",
+    "profiles",
     "published",
     "published_gains",
     "published_regimes",
@@ -53,4 +55,5 @@ __all__ = [
     "run_grid",
     "run_one",
     "summarize",
+    "write_profile",
 ]

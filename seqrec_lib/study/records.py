@@ -37,6 +37,8 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": int,
     "code_version": str, "versions": dict, "finished": str,
 }  # fmt: skip
+#: A folder beside the records: of data sets, not of runs.
+PROFILES = "profiles"
 #: When and by which commit a run was done; all else two executions on one machine share.
 VOLATILE = ("seconds", "peak_memory_mb", "finished", "code_version", "checksum")
 
@@ -102,7 +104,7 @@ class Store:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of their names; a damaged one is left out with a warning."""
         for path in sorted(self.root.glob("*/*.json")):
-            if path.parent.name == "benchmarks":  # timings, not runs
+            if path.parent.name in ("benchmarks", PROFILES):  # timings and data sets, not runs
                 continue
             try:
                 yield read_record(path)
