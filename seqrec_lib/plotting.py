@@ -262,8 +262,8 @@ def seed_intervals(
     """
     ax = _axes(ax)
     rows = np.arange(len(summary))[::-1]
-    half = (summary["high"] - summary["low"]) / 2
-    ax.errorbar(summary["mean"], rows, xerr=half, fmt=MARKERS[0], color=PALETTE[0], capsize=3)
+    ends = [summary["mean"] - summary["low"], summary["high"] - summary["mean"]]
+    ax.errorbar(summary["mean"], rows, xerr=ends, fmt=MARKERS[0], color=PALETTE[0], capsize=3)
     ax.set(yticks=rows, yticklabels=summary[label], xlabel=xlabel)
     ax.grid(axis="x", alpha=0.3)
     return ax
@@ -344,32 +344,40 @@ def by_length(table, ylabel: str = "test NDCG@10", ax: Axes | None = None) -> Ax
     return ax
 
 
-def regimes(ours, published=None, ax: Axes | None = None) -> Axes:
+def regimes(
+    ours,
+    published=None,
+    ax: Axes | None = None,
+    y: str = "g",
+    ylabel: str = "reliance: Hedges' g of softmax over uniform",
+) -> Axes:
     """Mixing against reliance: a point for each data set, with intervals both ways.
 
     Args:
-        ours: as :func:`study.regimes` makes.
+        ours: as :func:`study.regimes` makes; data sets without a point are left out.
         published: as :func:`study.published_regimes` makes; drawn hollow, with the interval
             that their number of seeds implies for g alone.
+        y: the column drawn upwards, with its ends in ``{y}_low`` and ``{y}_high``.
     """
     if ax is None:
         ax = plt.subplots(figsize=(7, 5), layout="constrained")[1]
     ax.axhline(0, color="grey", lw=0.8)
     for i, (name, table) in enumerate({"this study": ours, "published": published}.items()):
+        table = None if table is None else table.dropna(subset=["mixing", y])
         if table is None or table.empty:
             continue
         hollow = {"markerfacecolor": "white", "alpha": 0.6} if name == "published" else {}
-        error = {"yerr": [table["g"] - table["g_low"], table["g_high"] - table["g"]]}
+        error = {"yerr": [table[y] - table[f"{y}_low"], table[f"{y}_high"] - table[y]]}
         if "mixing_low" in table:
             error["xerr"] = (table["mixing_high"] - table["mixing_low"]) / 2
-        ax.errorbar(table["mixing"], table["g"], **error, fmt=MARKERS[i], color=PALETTE[i],
+        ax.errorbar(table["mixing"], table[y], **error, fmt=MARKERS[i], color=PALETTE[i],
                     capsize=2, lw=1, label=name, **hollow)  # fmt: skip
-        for row in table.itertuples():
-            ax.annotate(row.dataset, (row.mixing, row.g), xytext=(4, 3),
-                        textcoords="offset points", fontsize=8, color=PALETTE[i])  # fmt: skip
-    ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None),
-           ylabel="reliance: Hedges' g of softmax over uniform")  # fmt: skip
-    ax.legend(frameon=False)
+        for dataset, *point in table[["dataset", "mixing", y]].itertuples(index=False):
+            ax.annotate(dataset, point, xytext=(4, 3), textcoords="offset points", fontsize=8,
+                        color=PALETTE[i])  # fmt: skip
+    ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None), ylabel=ylabel)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(frameon=False)
     return ax
 
 

@@ -451,6 +451,26 @@ def test_published_points_keep_their_values():
     assert (points["g_low"] < points["g"]).all() and (points["g"] < points["g_high"]).all()
 
 
+def test_published_reliance_on_one_metric():
+    points = tables.published_regimes(metrics=["NDCG@10"]).set_index("dataset")
+    assert points.loc["Sports", "g"] == -1.026 and points.loc["ML-1M", "g"] == 1.833
+    everything = tables.published_regimes().set_index("dataset")
+    assert (points["mixing"] == everything["mixing"]).all()
+    with pytest.raises(KeyError):
+        tables.published_regimes(metrics=["NDCG@11"])
+
+
+def test_swaps_are_shares_of_each_models_own_score(invented):
+    table = results(invented, attention="softmax")
+    after = [swapped["uniform"]["test"]["NDCG@10"] for swapped in table["swapped"]]
+    shares = 1 - np.array(after) / table["test NDCG@10"].to_numpy(float)
+    (row,) = tables.swaps(results(invented)).to_dict("records")
+    assert row["seeds"] == 3 and row["lost"] == pytest.approx(shares.mean())
+    half = 4.3027 * shares.std(ddof=1) / 3**0.5
+    assert row["lost_high"] - row["lost"] == pytest.approx(half, rel=1e-4)
+    assert tables.swaps(table[:0]).empty
+
+
 def test_the_published_bands_stand_beside_the_softmax_runs(tmp_path):
     table = tables.benchmark("main", tmp_path, dataset="beauty", split="leave-one-out")
     band = table["published NDCG@10"].droplevel(["dataset", "split"])
@@ -475,6 +495,12 @@ def test_figures(tiny, invented):
     assert {"ML-1M", "world-markov"} <= {text.get_text() for text in ax.texts}
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["this study", "published"]
+    points = tables.regimes(results(invented)).assign(h=[2.0], h_low=[1.0], h_high=[4.0])
+    ax = plotting.regimes(points, y="h", ylabel="height")
+    bars = ax.containers[0][2][1].get_segments()[0]  # the second direction: upwards
+    assert ax.get_ylabel() == "height" and bars[:, 1].tolist() == [1.0, 4.0]
+    ax = plotting.regimes(points.assign(h=np.nan), y="h")
+    assert ax.get_legend() is None and not ax.texts
     summary = tables.summarize(results(invented), "test NDCG@10")
     ax = plotting.seed_intervals(summary)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["softmax", "uniform"]

@@ -25,6 +25,7 @@ from .tables import (
     published_regimes,
     regimes,
     summarize,
+    swaps,
 )
 
 __all__ = [
@@ -55,5 +56,6 @@ __all__ = [
     "run_grid",
     "run_one",
     "summarize",
+    "swaps",
     "write_profile",
 ]

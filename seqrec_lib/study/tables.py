@@ -38,6 +38,7 @@ __all__ = [
     "published_regimes",
     "regimes",
     "summarize",
+    "swaps",
 ]
 
 #: The metrics over which reliance is averaged (Kozaki et al., JSAI 2026).
@@ -359,11 +360,14 @@ def regimes(
     return pd.DataFrame(rows, columns=columns)
 
 
-def published_regimes(level: float = 0.95) -> pd.DataFrame:
+def published_regimes(level: float = 0.95, metrics: Sequence[str] = RELIANCE) -> pd.DataFrame:
     """The published points of :func:`regimes`, and the intervals that their five seeds imply.
 
     The source gives no interval. That of Hedges' g follows from g and the number of seeds alone;
     that of the mixing ratio does not and is left out.
+
+    Args:
+        metrics: over which g is averaged; its interval averages theirs, as in :func:`regimes`.
     """
     import pandas as pd
 
@@ -374,13 +378,15 @@ def published_regimes(level: float = 0.95) -> pd.DataFrame:
     rows = []
     for dataset, point in source["points"].items():
         per_d = hedges_g(shape + 1, shape).g  # g is so many times d
-        ends = [hedges_g(shape + g / per_d, shape, level=level) for g in point["g"]]
+        found = dict(zip(source["metrics"], point["g"], strict=True))
+        values = [found[name] for name in metrics]
+        ends = [hedges_g(shape + g / per_d, shape, level=level) for g in values]
         rows.append(
             {
                 "dataset": dataset,
                 "seeds": n,
                 "mixing": point["mixing"],
-                "g": np.mean(point["g"]),
+                "g": np.mean(values),
                 "g_low": np.mean([e.low for e in ends]),
                 "g_high": np.mean([e.high for e in ends]),
                 "source": source["source"],
@@ -407,6 +413,32 @@ def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
+
+
+def swaps(
+    table: pd.DataFrame | None = None,
+    change: str = "uniform",
+    metric: str = "test NDCG@10",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """What softmax models lose when ``change`` is swapped in, untrained: a row a data set and split.
+
+    Columns: those that name a setting, ``seeds``, and the mean share of ``metric`` that is
+    ``lost`` with Student's interval over seeds, ``lost_low``, ``lost_high``; below 0 it is a gain.
+    """
+    import pandas as pd
+
+    table = _main(table)
+    part, name = metric.split(" ")
+    by, rows = ["dataset", "split", "model", "loss"], []
+    for key, group in table[table["attention"] == "softmax"].groupby(by, sort=False):
+        after = np.array([swapped[change][part][name] for swapped in group["swapped"]])
+        found = _interval(1 - after / group[metric].to_numpy(float), level)
+        rows.append({
+            **dict(zip(by, key, strict=True)), "seeds": found["seeds"],
+            "lost": found["mean"], "lost_low": found["low"], "lost_high": found["high"],
+        })  # fmt: skip
+    return pd.DataFrame(rows, columns=[*by, "seeds", "lost", "lost_low", "lost_high"])
 
 
 # ---- inside the runs -------------------------------------------------------------------------
