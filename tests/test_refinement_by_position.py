@@ -25,6 +25,7 @@ def histories(lengths, seed=0):
 def test_the_mean_is_that_of_a_loop_over_histories(attention):
     model, data = model_of(attention), histories([2, 6, 9, 4])
     made = sr.refinement_by_position(model, data)
+    assert not any(each.mean.requires_grad for each in made)  # no graph was kept
     for layer, block in enumerate(model.blocks):
         total, count = torch.zeros(2, 6, 6), torch.zeros(6, 6)
         for row in range(len(data)):

@@ -39,6 +39,7 @@ class RefinementByPosition(Weighting):
         return masked_softmax(scores + refined if self.adds else refined, allowed)
 
 
+@torch.no_grad()
 def refinement_by_position(
     model, data: Split | Part | Ragged, part: str = "validation"
 ) -> list[RefinementByPosition]:
