@@ -21,10 +21,12 @@ from .tables import (
     effects,
     histories,
     missing,
+    paired,
     published,
     published_regimes,
     regimes,
     summarize,
+    swapped,
     swaps,
 )
 
@@ -46,6 +48,7 @@ __all__ = [
     "holm",
     "load_grid",
     "missing",
+    "paired",
     "profiles",
     "published",
     "published_gains",
@@ -56,6 +59,7 @@ __all__ = [
     "run_grid",
     "run_one",
     "summarize",
+    "swapped",
     "swaps",
     "write_profile",
 ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from ..analysis.effects import equivalence, hedges_g
+from ..analysis.effects import equivalence, hedges_g, paired_difference
 from ..training.history import History
 from .grid import AXES, BASELINES, Run, load_grid, select
 from .records import Store, results
@@ -34,10 +34,12 @@ __all__ = [
     "effects",
     "histories",
     "missing",
+    "paired",
     "published",
     "published_regimes",
     "regimes",
     "summarize",
+    "swapped",
     "swaps",
 ]
 
@@ -103,7 +105,7 @@ def summarize(
 
 
 def _interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    n, mean = len(values), float(values.mean())
+    n, mean = len(values), _mean(values)
     sd = float(values.std(ddof=1)) if n > 1 else math.nan
     half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
     return {"seeds": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
@@ -421,7 +423,7 @@ def swaps(
     metric: str = "test NDCG@10",
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """What softmax models lose when ``change`` is swapped in, untrained: a row a data set and split.
+    """What softmax models lose with ``change`` swapped in, untrained: a row a data set and split.
 
     Columns: those that name a setting, ``seeds``, and the mean share of ``metric`` that is
     ``lost`` with Student's interval over seeds, ``lost_low``, ``lost_high``; below 0 it is a gain.
@@ -439,6 +441,82 @@ def swaps(
             "lost": found["mean"], "lost_low": found["low"], "lost_high": found["high"],
         })  # fmt: skip
     return pd.DataFrame(rows, columns=[*by, "seeds", "lost", "lost_low", "lost_high"])
+
+
+def swapped(table: pd.DataFrame | None = None, metric: str = "test NDCG@10") -> pd.DataFrame:
+    """What trained models reach with other weights swapped in: a row for each run and swap.
+
+    Columns: those that name a run, ``swap`` ("" for the model as it was trained), ``value``, and
+    the share of the model's own value that is ``lost``; below 0 it is a gain. A record has the
+    swaps that were known when it was made.
+    """
+    import pandas as pd
+
+    table = results() if table is None else table
+    part, name = metric.split(" ")
+    rows = [
+        {**{column: row[column] for column in (*SETTING, "seed")}, "swap": swap, "value": value}
+        | {"lost": 1 - value / row[metric]}
+        for _, row in table.iterrows()
+        for swap, value in [
+            ("", row[metric]),
+            *((swap, found[part][name]) for swap, found in row["swapped"].items()),
+        ]
+    ]
+    return pd.DataFrame(rows, columns=[*SETTING, "seed", "swap", "value", "lost"])
+
+
+def paired(
+    table: pd.DataFrame,
+    column: str,
+    against: str = "softmax",
+    by: str = "attention",
+    margin: float = 0.05,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """``column`` of each weighting less that of ``against``, seed by seed.
+
+    Models that differ in weighting alone start from the same values and meet the same data, so
+    the runs of one seed are pairs.
+
+    Args:
+        table: with ``column``, a row a run, as from :func:`results`.
+        by: the column that names what is compared.
+        margin: the smallest difference that matters, in units of ``column``.
+
+    Returns:
+        a row for each setting that has ``against``, and each value of ``by`` other than that:
+        ``seeds`` (the pairs), ``mean``, ``mean_against``, ``difference`` with its Student
+        interval ``low``, ``high``, and the ``verdict``: "same" (within the margin, by two
+        one-sided tests), else "more" or "less" (an interval on one side of 0), else "undecided";
+        "too few seeds" with less than two pairs.
+    """
+    import pandas as pd
+
+    setting, rows = [name for name in SETTING if name not in ("attention", by)], []
+    for key, group in table.groupby(setting, sort=False):
+        wide = group.pivot(index="seed", columns=by, values=column)
+        for name in dict.fromkeys(group[by]) if against in wide else ():
+            if name != against:
+                pairs = wide[[name, against]].dropna().to_numpy(float)
+                compared = _compare_pairs(*pairs.T, margin, level)
+                rows.append({**dict(zip(setting, key, strict=True)), by: name, **compared})
+    columns = ["seeds", "mean", "mean_against", "difference", "low", "high", "verdict"]
+    return pd.DataFrame(rows, columns=[*setting, by, *columns])
+
+
+def _compare_pairs(x: np.ndarray, y: np.ndarray, margin: float, level: float) -> dict[str, Any]:
+    found = {"seeds": len(x), "mean": _mean(x), "mean_against": _mean(y)}
+    if len(x) < 2:
+        return found | {"difference": _mean(x) - _mean(y), "verdict": "too few seeds"}
+    try:
+        difference = paired_difference(x, y, level=level)
+        same = equivalence(x, y, margin, paired=True).equivalent
+    except ValueError:  # every pair differs alike
+        return found | {"difference": _mean(x - y), "verdict": "undecided"}
+    low, high = difference.low, difference.high
+    verdict = "same" if same else "more" if low > 0 else "less" if high < 0 else "undecided"
+    return found | {"difference": difference.mean, "low": low, "high": high, "verdict": verdict}
 
 
 # ---- inside the runs -------------------------------------------------------------------------
