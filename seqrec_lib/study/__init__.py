@@ -27,7 +27,6 @@ from .tables import (
     regimes,
     summarize,
     swapped,
-    swaps,
 )
 
 __all__ = [
@@ -60,6 +59,5 @@ __all__ = [
     "run_one",
     "summarize",
     "swapped",
-    "swaps",
     "write_profile",
 ]

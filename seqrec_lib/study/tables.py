@@ -40,7 +40,6 @@ __all__ = [
     "regimes",
     "summarize",
     "swapped",
-    "swaps",
 ]
 
 #: The metrics over which reliance is averaged (Kozaki et al., JSAI 2026).
@@ -415,32 +414,6 @@ def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-def swaps(
-    table: pd.DataFrame | None = None,
-    change: str = "uniform",
-    metric: str = "test NDCG@10",
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """What softmax models lose with ``change`` swapped in, untrained: a row a data set and split.
-
-    Columns: those that name a setting, ``seeds``, and the mean share of ``metric`` that is
-    ``lost`` with Student's interval over seeds, ``lost_low``, ``lost_high``; below 0 it is a gain.
-    """
-    import pandas as pd
-
-    table = _main(table)
-    part, name = metric.split(" ")
-    by, rows = ["dataset", "split", "model", "loss"], []
-    for key, group in table[table["attention"] == "softmax"].groupby(by, sort=False):
-        after = np.array([swapped[change][part][name] for swapped in group["swapped"]])
-        found = _interval(1 - after / group[metric].to_numpy(float), level)
-        rows.append({
-            **dict(zip(by, key, strict=True)), "seeds": found["seeds"],
-            "lost": found["mean"], "lost_low": found["low"], "lost_high": found["high"],
-        })  # fmt: skip
-    return pd.DataFrame(rows, columns=[*by, "seeds", "lost", "lost_low", "lost_high"])
 
 
 def swapped(table: pd.DataFrame | None = None, metric: str = "test NDCG@10") -> pd.DataFrame:
