@@ -13,7 +13,7 @@ from .comparison import (
 )
 from .grid import Run, load_grid
 from .profiling import profiles, write_profile
-from .records import DamagedRecord, Store, results
+from .records import DamagedRecord, Store, results, results_dir
 from .runner import Report, run_grid, run_one
 from .tables import (
     benchmark,
@@ -55,6 +55,7 @@ __all__ = [
     "regimes",
     "relative_difference",
     "results",
+    "results_dir",
     "run_grid",
     "run_one",
     "summarize",
