@@ -118,16 +118,36 @@ def _runs(grid: str, only: dict[str, list[str]]) -> list[Run]:
     metavar="[DIR]",
     help="Keep the trained models, in runs/models unless DIR says otherwise.",
 )
+@click.option(
+    "--seeds-at-once/--seed-by-seed",
+    default=None,
+    help="Train the seeds of a setting as one batched model; by default on a GPU.",
+)
+@click.option(
+    "--time-limit",
+    type=float,
+    metavar="MINUTES",
+    help="Begin nothing, not even an epoch, after so long; the same command goes on.",
+)
 @click.option("--dry-run", is_flag=True, help="List the runs that are missing, and their cost.")
 def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     """Do the runs that have no record yet.
 
     Interrupt it whenever you like; the same command goes on. A run that fails is reported at the
     end and keeps no other from being done. Several such commands may share a folder.
+
+    On a GPU, all seeds of a setting are trained at once; some jobs beside each other keep it
+    busy. Where it is lent for minutes, do the study in pieces, with the same line again and
+    again until it says that nothing is left; rehearse the line on a CPU:
+
+    \b
+    python -m seqrec_lib study run --device cuda --jobs 4 --time-limit 9
+    python -m seqrec_lib study run --device cpu --seeds-at-once --time-limit 0.2 \\
+        --grid quick --results runs/quick
     """
     runs = _runs(grid, only)
     if dry_run:
-        _dry_run(runs, Store(results), options["jobs"])
+        _dry_run(runs, Store(results), options["jobs"], options["device"])
         return
     with _cluster(backend, scheduler, options["jobs"], options["threads"]):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
@@ -135,6 +155,8 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
         f"another process, {len(report.failed)} failed"
     )
+    if report.cut:
+        click.echo(f"{len(report.cut)} left when time was up; the same command goes on")
     for failed, detail in report.failed.items():
         click.echo(f"\n{failed}\n{detail}", err=True)
     if report.failed:
@@ -162,7 +184,7 @@ def status(grid, only, results, scratch) -> None:
         if states[run] != "done" and marker.exists():
             click.echo(f"begun: {run}  {marker.read_text()}")
     left = estimate([run for run in runs if states[run] != "done"], store)
-    click.echo(f"about {duration(sum(left.values()))} of one core left")
+    click.echo(f"about {duration(sum(left.values()))} left, one run at a time")
 
 
 @study.command()
@@ -267,9 +289,9 @@ def _typed(only: dict[str, list[str]]) -> dict[str, list]:
     }
 
 
-def _dry_run(runs: list[Run], store: Store, jobs: int) -> None:
+def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
     todo = [run for run in runs if store.state(run) != "done"]
-    cost = estimate(todo, store)
+    cost = estimate(todo, store, device)
     for run in todo:
         click.echo(f"{duration(cost[run]):>8}  {run}")
     total = duration(sum(cost.values()) / jobs)

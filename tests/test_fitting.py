@@ -22,6 +22,7 @@ import torch
 
 import seqrec_lib as sr
 from seqrec_lib.training import LOSSES, fitting
+from seqrec_lib.training.batches import Batches, Negatives
 
 SPLIT = sr.leave_one_out(sr.worlds.markov(num_users=60, num_items=20, length=9, seed=3))
 FAST = dict(batch_size=16, progress=False, patience=None)
@@ -59,7 +60,7 @@ def test_batches_hold_every_user_s_last_events_and_what_came_next():
         (user, tuple(s[-5:][:-1]), tuple(s[-5:][1:]))
         for user, s in enumerate(sequences) if len(s) >= 2
     )  # fmt: skip
-    batches = fitting._Batches(train, max_len=4, batch_size=2, device=torch.device("cpu"))
+    batches = Batches(train, max_len=4, batch_size=2, device=torch.device("cpu"))
     found = []
     for batch in batches.epoch(np.random.default_rng(0)):
         owner = batch.real // batch.items.shape[1]
@@ -74,16 +75,32 @@ def test_batches_hold_every_user_s_last_events_and_what_came_next():
     assert len(batches) == 5  # nine users by two
 
 
+def test_a_gpu_s_batches_have_few_shapes_and_the_same_events():
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 20, rng.integers(2, 60)).tolist() for _ in range(40)]
+    train = sr.Interactions(sequences, num_items=20)
+    plain, coarse = (Batches(train, 40, 4, torch.device("cpu")) for _ in range(2))
+    coarse.multiple = 16
+    shapes = set()
+    for a, b in zip(plain.epoch(np.random.default_rng(1)), coarse.epoch(np.random.default_rng(1)),
+                    strict=True):  # fmt: skip
+        shapes.add(b.items.shape[1])
+        assert torch.equal(b.items[:, -a.items.shape[1] :], a.items)
+        assert torch.equal(b.items.flatten()[b.real], a.items.flatten()[a.real])
+        assert torch.equal(a.targets, b.targets) and torch.equal(a.users, b.users)
+    assert shapes <= {16, 32, 40}
+
+
 def test_negatives_are_never_the_user_s_own_and_otherwise_uniform():
     from scipy.stats import chisquare
 
     rng = np.random.default_rng(0)
     sequences = [rng.permutation(np.arange(1, 31))[: rng.integers(2, 28)] for _ in range(12)]
     train = sr.Interactions([s.tolist() for s in sequences], num_items=30)
-    draw = fitting._Negatives(train, 50, torch.device("cpu"))
+    draw = Negatives(train, 50, torch.device("cpu"))
     counts = np.zeros((12, 31), dtype=int)
     torch.manual_seed(0)
-    for batch in fitting._Batches(train, 40, 4, torch.device("cpu")).epoch(rng):
+    for batch in Batches(train, 40, 4, torch.device("cpu")).epoch(rng):
         drawn = draw(batch)
         assert drawn.shape == (len(batch.targets), 50)
         np.add.at(counts, (batch.users[:, None].numpy(), drawn.numpy()), 1)
@@ -95,8 +112,8 @@ def test_negatives_are_never_the_user_s_own_and_otherwise_uniform():
 
 def test_a_user_who_took_everything_still_gets_negatives():
     train = sr.Interactions([[1, 2, 3], [1, 2]], num_items=3)
-    draw = fitting._Negatives(train, 6, torch.device("cpu"))
-    for batch in fitting._Batches(train, 5, 2, torch.device("cpu")).epoch(np.random.default_rng()):
+    draw = Negatives(train, 6, torch.device("cpu"))
+    for batch in Batches(train, 5, 2, torch.device("cpu")).epoch(np.random.default_rng()):
         assert draw(batch).min() >= 1 and draw(batch).max() <= 3
 
 
@@ -473,7 +490,9 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path):
         assert (tmp_path / "run.pt.damaged").read_bytes() == bad
         assert len(history) == 2
         assert_same_weights(model, expected)
-        assert torch.load(path, weights_only=True)["history"]["epochs"] == history.epochs
+        assert (
+            torch.load(path, weights_only=True)["members"][0]["history"]["epochs"] == history.epochs
+        )
 
 
 class Trap:

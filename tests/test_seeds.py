@@ -1,5 +1,7 @@
 """Several seeds in one batched model: each is the run it would have been alone."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,57 @@ def test_each_seed_stops_by_itself_at_its_own_best_epoch():
         torch.testing.assert_close(a.items.weight, b.items.weight, rtol=1e-6, atol=1e-8)
 
 
+CUT = dict(seeds=[0, 1, 2], epochs=9, patience=2, batch_size=32, lr=3e-2, loss="bce", warmup=3,
+           schedule="cosine", progress=False, device="cpu")  # fmt: skip
+
+
+def test_a_run_cut_short_goes_on_and_ends_with_the_same_weights(tmp_path):
+    """Bit for bit, dropout and negatives included, before and after a seed has stopped."""
+    whole = models(CUT["seeds"], dropout=0.2)
+    expected = fit_seeds(whole, SPLIT, **CUT)
+    lengths = sorted(len(history) for history in expected)
+    assert lengths[0] + 1 < lengths[-1]  # one stops, and the others go on for a while
+    began = []
+    for last in (1, lengths[0], lengths[0] + 1, None):
+        epochs = []
+
+        def on_epoch(which, entry, last=last, epochs=epochs):
+            epochs.append(entry["epoch"])
+            if entry["epoch"] == last:
+                raise KeyboardInterrupt
+
+        again = models(CUT["seeds"], dropout=0.2)
+        with contextlib.suppress(KeyboardInterrupt):
+            found = fit_seeds(
+                again, SPLIT, checkpoint=tmp_path / "run.pt", on_epoch=on_epoch, **CUT
+            )
+        began.append(epochs[0])
+    assert began == [1, 2, lengths[0] + 1, lengths[0] + 2]
+    for a, b, history, other in zip(whole, again, expected, found, strict=True):
+        assert history.column("loss") == other.column("loss")
+        assert history.stopped == other.stopped
+        for x, y in zip(a.parameters(), b.parameters(), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_the_checkpoint_of_other_seeds_is_refused(tmp_path):
+    options = {"epochs": 1, "progress": False, "device": "cpu", "checkpoint": tmp_path / "run.pt"}
+    fit_seeds(models([0, 1]), SPLIT, seeds=[0, 1], **options)
+    with pytest.raises(ValueError, match=r"seeds: \[0, 1\] there, \[0, 2\] here"):
+        fit_seeds(models([0, 2]), SPLIT, seeds=[0, 2], **options)
+    with pytest.raises(ValueError, match="seed: None there, 0 here"):
+        sr.fit(*models([0]), SPLIT, seed=0, **options)
+
+
+def test_a_seed_that_diverges_is_named_and_all_models_are_good():
+    both = models([0, 1])
+    with torch.no_grad():
+        both[1].positions.fill_(torch.inf)
+    with pytest.raises(sr.TrainingDiverged, match="seed 7: the loss is nan at epoch 1, step 1"):
+        fit_seeds(both, SPLIT, seeds=[4, 7], epochs=1, progress=False, device="cpu")
+    assert torch.equal(both[0].items.weight, models([0])[0].items.weight)
+
+
 def test_what_cannot_be_trained_as_one_is_refused():
     with pytest.raises(ValueError, match="as many seeds"):
         fit_seeds(models([0, 1]), SPLIT, seeds=[0])
@@ -79,3 +132,5 @@ def test_what_cannot_be_trained_as_one_is_refused():
         fit_seeds([*models([0]), *models([1], dim=16)], SPLIT, seeds=[0, 1])
     with pytest.raises(ValueError, match="no loss is called"):
         fit_seeds(models([0]), SPLIT, "hinge", seeds=[0])
+    with pytest.raises(TypeError, match="epoch"):
+        fit_seeds(models([0]), SPLIT, seeds=[0], epoch=3)

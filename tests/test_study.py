@@ -538,15 +538,16 @@ def test_help_names_every_command():
 # ---- last, for it breaks the pool that the tests above share ---------------------------------
 
 
-def kills_itself(run):
+def kills_itself(job):
     """Stands in for a run that the system ends, for its memory say."""
+    (run,) = job
     if run.seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return runner.Outcome(run, "done")
+    return [runner.Outcome(run, "done")]
 
 
 def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
-    runs = [Run("world-markov", seed=seed) for seed in range(4)]
-    outcomes = list(runner._spread(kills_itself, runs, 2, "loky", tmp_path))
+    jobs = [(Run("world-markov", seed=seed),) for seed in range(4)]
+    outcomes = list(runner._spread(kills_itself, jobs, 2, "loky", tmp_path))
     assert sorted(o.run.seed for o in outcomes) == [0, 1, 2, 3]
     assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}

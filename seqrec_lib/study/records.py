@@ -37,6 +37,8 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": int,
     "code_version": str, "versions": dict, "finished": str,
 }  # fmt: skip
+#: Fields that came later, and what they are where they are missing.
+LATER = {"seeds_at_once": 1}  # how many seeds were trained as one batched model
 #: A folder beside the records: of data sets, not of runs.
 PROFILES = "profiles"
 #: When and by which commit a run was done; all else two executions on one machine share.
@@ -155,7 +157,7 @@ def results(root: str | os.PathLike | None = None, **only: Any):
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    row = {name: record[name] for name in SCHEMA}
+    row = {name: record.get(name, LATER.get(name)) for name in (*SCHEMA, *LATER)}
     for part in ("validation", "validation_filtered", "test", "test_filtered"):
         row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
     row |= {

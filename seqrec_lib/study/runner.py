@@ -4,6 +4,10 @@ Where a run stands is known from files alone. Its record says that it is done; i
 holds all epochs so far; a lock says that some process works on it. So any number of commands,
 killed at any moment, on one machine or on several that share a folder, end with the same
 records as one command left in peace.
+
+What is done at a time is a *job*: one run, or runs that differ in their seed alone and are
+trained as one batched model, as suits a GPU. A job of several seeds has one checkpoint, named by
+its seeds, so that it goes on as it began even where some of its records were written already.
 """
 
 from __future__ import annotations
@@ -12,13 +16,14 @@ import contextlib
 import hashlib
 import inspect
 import json
+import math
 import os
 import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -38,8 +43,8 @@ from ..evaluation import Metrics, evaluate
 from ..files import atomic_path
 from ..models import save
 from ..models.weighting import Refined
-from ..training import fit
-from .grid import BASELINES, NEURAL, WORLD, Run
+from ..training import fit, fit_seeds
+from .grid import AXES, BASELINES, NEURAL, WORLD, Run
 from .records import Store, rounded
 
 __all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
@@ -54,9 +59,20 @@ SWAPS = ("uniform", "last")
 RATE = 2.5e10
 
 
+#: Runs that are done together.
+Job = tuple[Run, ...]
+
+
+class OutOfTime(Exception):  # noqa: N818 (it names what happened)
+    """The command may not begin another epoch."""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: "done", "failed" (``detail`` is the traceback) or "busy" elsewhere."""
+    """How a run ended.
+
+    "done", "failed" (``detail`` is the traceback), "busy" elsewhere, or "cut" by the time limit.
+    """
 
     run: Run
     status: str
@@ -71,87 +87,96 @@ class Report:
     done: list[Run] = field(default_factory=list)
     skipped: list[Run] = field(default_factory=list)
     busy: list[Run] = field(default_factory=list)
+    cut: list[Run] = field(default_factory=list)
     failed: dict[Run, str] = field(default_factory=dict)
 
 
-# ---- one run -----------------------------------------------------------------------------
+# ---- one job -----------------------------------------------------------------------------
 
 
-def run_one(
-    run: Run,
+def run_one(run: Run, **options: Any) -> dict[str, Any]:
+    """The record of one run; see :func:`run_job`, whose options these are."""
+    return run_job((run,), **options)[0]
+
+
+def run_job(
+    job: Job,
     *,
     device: str = "auto",
     threads: int = 1,
     checkpoint: str | os.PathLike | None = None,
-    keep_model: str | os.PathLike | None = None,
+    keep_models: str | os.PathLike | None = None,
     code: str | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> dict[str, Any]:
-    """Train and measure; returns the fields of a record that ``run`` itself does not hold.
+    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train and measure; returns the fields of the records that the runs do not hold themselves.
 
     Args:
+        job: runs that differ in their seed alone. One is trained by :func:`~seqrec_lib.fit`,
+            several at once by :func:`~seqrec_lib.fit_seeds`; ``seconds`` is then a seed's share.
         device: as in :func:`~seqrec_lib.fit`.
         threads: of torch on a CPU; part of the record, for sums depend on their order.
         checkpoint: as in :func:`~seqrec_lib.fit`.
-        keep_model: where to save the trained model.
+        keep_models: a folder for the trained models.
         code: the version of the code, where it was found out before.
+        on_epoch: called with (which run, the entry of its history).
     """
-    where, before = pick_device(device), torch.get_num_threads()
+    where, before, run = pick_device(device), torch.get_num_threads(), job[0]
     torch.set_num_threads(threads)
     _reset_peak_memory(where)
     try:
         split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
         if run.model in BASELINES:
-            model, measured = _fit_baseline(run, split)
+            trained = [_fit_baseline(run, split)]
             where = torch.device("cpu")
         else:
-            model, measured = _fit_neural(run, split, where, checkpoint, on_epoch)
-        if keep_model is not None and run.model in NEURAL:
-            save(model, keep_model)
-        validation, test = (evaluate(model, split, part=part) for part in ("validation", "test"))
-        return {
-            "validation": validation, "validation_filtered": validation.filtered,
-            "test": test, "test_filtered": test.filtered,
-            "by_length": _by_length(test, split),
-            **(_inside(model, split) if run.model in NEURAL else
-               {"mixing": {}, "profile": {}, "swapped": {}}),
-            **measured,
+            trained = _fit_neural(job, split, where, checkpoint, on_epoch)
+        records = []
+        for run, (model, training) in zip(job, trained, strict=True):
+            if keep_models is not None and run.model in NEURAL:
+                save(model, Path(keep_models) / f"{run.key}.safetensors")
+            records.append(_measure(run, model, split) | training)
+        common = {
             "users": {"training": split.train.num_users, "validation": len(split.validation),
                       "test": len(split.test)},
             "data_sha256": sha256,
+            "seeds_at_once": len(job),
             "peak_memory_mb": _peak_memory(where),
             "device": _describe(where), "threads": threads,
             "code_version": code or code_version(), "versions": _versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
+        return [record | common for record in records]
     finally:
         torch.set_num_threads(before)
 
 
-def _fit_neural(run: Run, split: Split, where: torch.device, checkpoint, on_epoch):
+def _fit_neural(job: Job, split: Split, where: torch.device, checkpoint, on_epoch):
+    run = job[0]
     kind, settings = NEURAL[run.model], run.config["weighting"]
     attention = {"name": run.attention, **settings} if settings else run.attention
-    model = kind(split.num_items, **_arguments(kind, run), attention=attention, seed=run.seed)
-    history = fit(
-        model,
-        split,
-        run.loss,
-        **_arguments(fit, run),
-        seed=run.seed,
-        device=str(where),
-        checkpoint=checkpoint,
-        progress=False,
-        on_epoch=on_epoch,
-    )
-    names = [name for name in history.epochs[0] if name != "epoch"]
-    return model, {
-        "curve": {name: history.column(name) for name in names},
-        "epochs": len(history),
-        "best_epoch": history.best_epoch,
-        "stopped": history.stopped,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": history.seconds,
-    }
+    sizes = _arguments(kind, run)
+    seeds = [each.seed for each in job]
+    models = [kind(split.num_items, **sizes, attention=attention, seed=seed) for seed in seeds]
+    options = {**_arguments(fit, run), "device": str(where), "checkpoint": checkpoint}
+    if len(job) == 1:
+        one = on_epoch and partial(on_epoch, 0)
+        options |= {"seed": run.seed, "on_epoch": one}
+        histories = [fit(*models, split, run.loss, progress=False, **options)]
+    else:
+        options |= {"seeds": seeds, "on_epoch": on_epoch}
+        histories = fit_seeds(models, split, run.loss, progress=False, **options)
+    return [
+        (model, {
+            "curve": {name: history.column(name) for name in history.epochs[0] if name != "epoch"},
+            "epochs": len(history),
+            "best_epoch": history.best_epoch,
+            "stopped": history.stopped,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": history.seconds,
+        })
+        for model, history in zip(models, histories, strict=True)
+    ]  # fmt: skip
 
 
 def _fit_baseline(run: Run, split: Split):
@@ -195,6 +220,17 @@ def data_sha256(inter: Interactions) -> str:
         if array is not None:
             digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _measure(run: Run, model, split: Split) -> dict[str, Any]:
+    validation, test = (evaluate(model, split, part=part) for part in ("validation", "test"))
+    inside = {"mixing": {}, "profile": {}, "swapped": {}}
+    return {
+        "validation": validation, "validation_filtered": validation.filtered,
+        "test": test, "test_filtered": test.filtered,
+        "by_length": _by_length(test, split),
+        **(_inside(model, split) if run.model in NEURAL else inside),
+    }  # fmt: skip
 
 
 def _by_length(test: Metrics, split: Split) -> dict[str, Any]:
@@ -309,27 +345,34 @@ def operations(run: Run) -> float:
     return 6 * positions * (scored * width + config["num_blocks"] * block)
 
 
-def estimate(runs: Iterable[Run], store: Store, jobs: int = 1) -> dict[Run, float]:
+def estimate(runs: Iterable[Run], store: Store, device: str = "auto") -> dict[Run, float]:
     """Seconds that each run may take.
 
-    A run of a data set and model of which there are records takes what they took on average;
-    another, its operations at the pace of all records (or at ``RATE``), for half its epochs.
+    Seconds an operation, and epochs, are those of the records nearest to it: of its data set,
+    model and weighting, else of its data set and model, else of all. They count where they were
+    made on such a device; without any, a core does ``RATE`` and half the epochs are needed.
     """
-    took: dict[tuple[str, str], list[float]] = {}
-    pace = []
+    where, known = pick_device(device).type, {}
     for record in store:
-        took.setdefault((record["dataset"], record["model"]), []).append(record["seconds"])
-        made = {name: record[name] for name in ("dataset", "split", "model", "attention", "loss")}
-        if record["model"] in NEURAL:
-            total = operations(Run(**made, config=record["config"])) * record["epochs"]
-            pace.append(total / record["seconds"])
-    rate = float(np.median(pace)) if pace else RATE
-    return {
-        run: float(np.mean(took[run.dataset, run.model]))
-        if (run.dataset, run.model) in took
-        else 1 + operations(run) * run.config.get("epochs", 0) / 2 / rate
-        for run in runs
-    }
+        if record["model"] in NEURAL and record["device"].startswith(where):
+            run = Run(**{name: record[name] for name in AXES}, config=record["config"])
+            pace = record["seconds"] / (operations(run) * record["epochs"])
+            for near in _near(run):
+                known.setdefault(near, []).append((pace, record["epochs"]))
+
+    def seconds(run: Run) -> float:
+        if run.model in BASELINES:
+            return 1.0
+        most = run.config["epochs"]
+        seen = next((known[near] for near in _near(run) if near in known), [(1 / RATE, most / 2)])
+        pace, epochs = np.median(seen, axis=0)
+        return float(operations(run) * pace * min(epochs, most))
+
+    return {run: seconds(run) for run in runs}
+
+
+def _near(run: Run) -> tuple[tuple[str, ...], ...]:
+    return (run.dataset, run.model, run.attention), (run.dataset, run.model), ()
 
 
 # ---- many runs ---------------------------------------------------------------------------
@@ -344,6 +387,8 @@ def run_grid(
     threads: int = 1,
     device: str = "auto",
     backend: str = "loky",
+    seeds_at_once: bool | None = None,
+    time_limit: float | None = None,
     keep_models: str | os.PathLike | None = None,
     say: Callable[[str], None] = print,
 ) -> Report:
@@ -356,6 +401,10 @@ def run_grid(
             of a CPU by far.
         backend: of joblib: "loky" (processes here) or "dask" (wherever the current
             ``dask.distributed.Client`` has workers, which must see the same folders).
+        seeds_at_once: train runs that differ in their seed alone as one batched model; by
+            default on a GPU, where five cost little more than one.
+        time_limit: begin no run and no epoch after so many minutes. What is cut keeps its
+            checkpoint, and the next command goes on from there.
         keep_models: a folder for the trained models; None keeps none.
         say: is told of each run that ends.
 
@@ -371,9 +420,14 @@ def run_grid(
         if state == "damaged":
             say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
         (report.skipped if state == "done" else todo).append(run)
-    left = estimate(todo, store)
+    if seeds_at_once is None:
+        seeds_at_once = pick_device(device).type == "cuda"
+    jobs_todo = _jobs(todo, scratch) if seeds_at_once else [(run,) for run in todo]
+    before = set(report.skipped)
+    left = estimate((run for job in jobs_todo for run in job if run not in before), store, device)
+    total = len(left)
     say(
-        f"{len(todo)} runs to do, {len(report.skipped)} done before; "
+        f"{total} runs to do, {len(before)} done before; "
         f"about {duration(sum(left.values()) / jobs)}"
     )
     work = partial(
@@ -385,14 +439,20 @@ def run_grid(
         keep_models=keep_models and Path(keep_models).resolve(),
         code=code_version(),
         master=os.getpid(),
+        deadline=time.time() + 60 * time_limit if time_limit is not None else math.inf,
     )
     start, expected = time.perf_counter(), 0.0
-    for count, outcome in enumerate(_spread(work, todo, jobs, backend, scratch), 1):
+    for outcome in _spread(work, jobs_todo, jobs, backend, scratch):
         run = outcome.run
+        if run in before:  # one of several seeds that were cut while their records were written
+            continue
         expected += left.pop(run)
+        if outcome.status == "cut":
+            report.cut.append(run)
+            continue
         # What is left, at the pace so far.
         pace = (time.perf_counter() - start) / expected
-        ahead = f"[{count}/{len(todo)}, {duration(sum(left.values()) * pace)} left]"
+        ahead = f"[{total - len(left)}/{total}, {duration(sum(left.values()) * pace)} left]"
         if outcome.status == "done":
             report.done.append(run)
             say(f"{ahead} {run}: {_summary(outcome.record)}")
@@ -405,6 +465,30 @@ def run_grid(
     return report
 
 
+def _jobs(todo: list[Run], scratch: Path) -> list[Job]:
+    """All seeds of a setting together; where some were cut, the same ones again."""
+    settings: dict[str, list[Run]] = {}
+    for run in todo:
+        settings.setdefault(run.key.rpartition(".seed")[0], []).append(run)
+    jobs = []
+    for setting, runs in settings.items():
+        seeds = {run.seed for run in runs}
+        for checkpoint in scratch.glob(f"{setting}.seeds*.pt"):
+            begun = [int(seed) for seed in checkpoint.stem.rpartition("seeds")[2].split("-")]
+            if seeds <= {*begun} and _made_with(checkpoint, runs[0]):
+                runs = [replace(runs[0], seed=seed) for seed in begun]
+        jobs.append(tuple(runs))
+    return jobs
+
+
+def _name(job: Sequence[Run]) -> str:
+    """Of its checkpoint: the key of its run; of several, with all their seeds."""
+    setting, _, seed = job[0].key.rpartition(".seed")
+    if len(job) == 1:
+        return f"{setting}.seed{seed}"
+    return f"{setting}.seeds{'-'.join(str(run.seed) for run in job)}"
+
+
 def _summary(record: dict[str, Any]) -> str:
     return (
         f"NDCG@10 {record['test']['NDCG@10']:.4f}, filtered "
@@ -413,69 +497,85 @@ def _summary(record: dict[str, Any]) -> str:
     )
 
 
-def _spread(work, todo: list[Run], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
-    """Outcomes as they come; a worker that is killed (for its memory, say) costs its run alone."""
+def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
+    """Outcomes as they come; a worker that is killed (for its memory, say) costs its job alone."""
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    def parallel(runs: list[Run], processes: int) -> Iterator[Outcome]:
+    def parallel(some: Iterable[Job], processes: int) -> Iterator[list[Outcome]]:
         with parallel_config(backend):
             pool = Parallel(processes, batch_size=1, return_as="generator_unordered")
-        return pool(delayed(work)(run) for run in runs)
+        return pool(delayed(work)(job) for job in some)
 
-    left, suspects = {run.key: run for run in todo}, []
+    left, suspects = {job[0].key: job for job in todo}, []
     while left:
         try:
-            for outcome in parallel(list(left.values()), jobs):
-                del left[outcome.run.key]
-                yield outcome
+            for outcomes in parallel(list(left.values()), jobs):
+                del left[outcomes[0].run.key]
+                yield from outcomes
         except BrokenProcessPool:
-            # One of the runs under way did it: they are tried again at the end, one by one.
-            begun = [key for key in left if _marker(scratch, left[key]).exists()]
+            # One of the jobs under way did it: they are tried again at the end, one by one.
+            begun = [key for key in left if _marker(scratch, left[key][0]).exists()]
             suspects += [left.pop(key) for key in begun or list(left)]
-    for run in suspects:
+    for job in suspects:
         try:
-            yield from parallel([run], 2)  # two: so that it is not done in this process
+            for outcomes in parallel([job], 2):  # two: so that it is not done in this process
+                yield from outcomes
         except BrokenProcessPool:
-            yield Outcome(run, "failed", "its process was killed twice; was it out of memory?")
+            yield from _all(job, "failed", "its process was killed twice; was it out of memory?")
 
 
 def _perform(
-    run: Run, results: Path, scratch: Path, master: int, keep_models: Path | None, **options: Any
-) -> Outcome:
-    """One run, from its lock to its record."""
+    job: Job, results: Path, scratch: Path, master: int, deadline: float, **options: Any
+) -> list[Outcome]:
+    """One job, from its locks to its records."""
     from filelock import FileLock, Timeout
 
-    store, marker, failed = Store(results), _marker(scratch, run), scratch / f"{run.key}.failed.txt"
-    checkpoint = scratch / f"{run.key}.pt"
-    child = os.getppid() == master
-    lock = FileLock(scratch / f"{run.key}.lock")
+    if time.time() > deadline:
+        return _all(job, "cut")
+    store, checkpoint, child = Store(results), scratch / f"{_name(job)}.pt", os.getppid() == master
 
-    def on_epoch(entry: dict[str, float]) -> None:
+    def on_epoch(which: int, entry: dict[str, float]) -> None:
         if child and os.getppid() != master:
             raise KeyboardInterrupt("the command that started this run is gone")
-        marker.write_text(json.dumps(entry))
+        _marker(scratch, job[which]).write_text(json.dumps(entry))
+        if time.time() > deadline:
+            raise OutOfTime
 
     try:
-        with lock.acquire(timeout=0):
-            if store.state(run) == "done":  # by another process, since we looked
-                return Outcome(run, "done", record=store.read(run))
-            marker.write_text("{}")
-            _forget_other_settings(checkpoint, run)
-            keep = keep_models and keep_models / f"{run.key}.safetensors"
-            record = run_one(
-                run, checkpoint=checkpoint, keep_model=keep, on_epoch=on_epoch, **options
-            )
-            store.write(run, record)
-            for leftover in (checkpoint, _settings(checkpoint), failed, marker):
-                leftover.unlink(missing_ok=True)
-            return Outcome(run, "done", record=store.read(run))
+        with contextlib.ExitStack() as locks:
+            for run in job:
+                locks.enter_context(FileLock(scratch / f"{run.key}.lock").acquire(timeout=0))
+            # Some may have been done by another process, since we looked.
+            missing = [run for run in job if store.state(run) != "done"]
+            if missing:
+                for run in missing:
+                    _marker(scratch, run).write_text("{}")
+                _forget_other_settings(checkpoint, job[0])
+                records = run_job(job, checkpoint=checkpoint, on_epoch=on_epoch, **options)
+                for run, record in zip(job, records, strict=True):
+                    if run in missing:
+                        store.write(run, record)
+            for path in (checkpoint, *(scratch / f"{run.key}.pt" for run in job)):
+                path.unlink(missing_ok=True)
+                _settings(path).unlink(missing_ok=True)
+            for run in job:
+                _failed(scratch, run).unlink(missing_ok=True)
+                _marker(scratch, run).unlink(missing_ok=True)
+            return [Outcome(run, "done", record=store.read(run)) for run in job]
     except Timeout:
-        return Outcome(run, "busy")
+        return _all(job, "busy")
+    except OutOfTime:
+        return _all(job, "cut")
     except Exception:
-        failed.write_text(traceback.format_exc())
-        marker.unlink(missing_ok=True)
-        return Outcome(run, "failed", traceback.format_exc())
+        for run in job:
+            _failed(scratch, run).write_text(traceback.format_exc())
+            _marker(scratch, run).unlink(missing_ok=True)
+        return _all(job, "failed", traceback.format_exc())
+
+
+def _all(job: Job, status: str, detail: str = "") -> list[Outcome]:
+    return [Outcome(run, status, detail) for run in job]
 
 
 def _marker(scratch: Path, run: Run) -> Path:
@@ -483,17 +583,31 @@ def _marker(scratch: Path, run: Run) -> Path:
     return scratch / f"{run.key}.running"
 
 
+def _failed(scratch: Path, run: Run) -> Path:
+    """The traceback of a run that failed."""
+    return scratch / f"{run.key}.failed.txt"
+
+
 def _settings(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
+def _made_with(checkpoint: Path, run: Run) -> bool:
+    """Whether a checkpoint was made with the configuration of ``run``."""
+    beside = _settings(checkpoint)
+    return beside.exists() and beside.read_text() == _text(run)
+
+
+def _text(run: Run) -> str:
+    return json.dumps(dict(run.config), sort_keys=True)
+
+
 def _forget_other_settings(checkpoint: Path, run: Run) -> None:
     """Delete a checkpoint that was made with another configuration."""
-    beside, mine = _settings(checkpoint), json.dumps(dict(run.config), sort_keys=True)
-    if checkpoint.exists() and not (beside.exists() and beside.read_text() == mine):
+    if checkpoint.exists() and not _made_with(checkpoint, run):
         checkpoint.unlink()
-    with atomic_path(beside) as temporary:
-        temporary.write_text(mine)
+    with atomic_path(_settings(checkpoint)) as temporary:
+        temporary.write_text(_text(run))
 
 
 def duration(seconds: float) -> str:

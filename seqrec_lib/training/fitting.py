@@ -7,24 +7,24 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..data.batching import bucketed_batches, pad
-from ..data.interactions import Interactions
 from ..data.splits import Split
 from ..device import device as pick_device
 from ..evaluation.ranking import evaluate
+from .batches import Batch, Batches, Negatives
 from .checkpoints import load_checkpoint, save_checkpoint
 from .history import History
 from .losses import LOSSES
 
-__all__ = ["TrainingDiverged", "fit"]
+__all__ = ["Recipe", "TrainingDiverged", "fit", "train"]
 
 
 class TrainingDiverged(FloatingPointError):  # noqa: N818 (it names what happened)
@@ -85,221 +85,296 @@ def fit(
         ValueError: an argument is unknown, there is nothing to train on, or the checkpoint
             belongs to another run.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"no loss is called {loss!r}; there are: {', '.join(LOSSES)}")
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule must be 'constant' or 'cosine', not {schedule!r}")
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
-    for what, size in {"batch_size": batch_size, "negatives": negatives}.items():
-        if size < 1:
-            raise ValueError(f"{what} must be at least 1, got {size}")
-    monitored_k = _cutoff(monitor)
-    where = pick_device(device)
-    model.to(where)
-    batches = _Batches(split.train, model.max_len, batch_size, where)
-    sampler = None if loss == "ce" else _Negatives(split.train, negatives, where)
+    recipe = Recipe(
+        loss=loss, epochs=epochs, patience=patience, batch_size=batch_size, lr=lr,
+        weight_decay=weight_decay, warmup=warmup, schedule=schedule, negatives=negatives,
+        device=device, precision=precision, monitor=monitor, filter_seen=filter_seen,
+    )  # fmt: skip
+    (history,) = train(
+        Single, [model], [seed], split, recipe, {"seed": seed}, checkpoint, progress,
+        on_epoch and (lambda which, entry: on_epoch(entry)),
+    )  # fmt: skip
+    return history
 
-    kind = torch.optim.AdamW if weight_decay else torch.optim.Adam
-    optimizer = kind(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    history = History(monitor=monitor)
-    best = _copy(model.state_dict())
-    identity = {
-        "model": type(model).__name__, **model.config, "loss": loss, "batch_size": batch_size,
-        "lr": lr, "weight_decay": weight_decay, "warmup": warmup, "schedule": schedule,
-        "negatives": negatives, "seed": seed, "precision": precision, "monitor": monitor,
-        "filter_seen": filter_seen, "users": split.train.num_users,
-        "interactions": split.train.num_interactions,
-        "data": zlib.crc32(split.train.sequences.values.tobytes()),
-        **({"epochs": epochs} if schedule == "cosine" else {}),
-    }  # fmt: skip
-    saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
-    if saved is not None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        best, history = saved["best"], History(**saved["history"])
 
-    def learning_rate(step: int) -> float:
-        rate = lr * min(1.0, (step + 1) / warmup) if warmup else lr
-        if schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * step / (epochs * len(batches))))
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train, whatever the model and its seed: arguments of :func:`fit`, checked."""
+
+    loss: str
+    epochs: int
+    patience: int | None
+    batch_size: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    schedule: str
+    negatives: int
+    device: str
+    precision: str
+    monitor: str
+    filter_seen: bool
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise ValueError(f"no loss is called {self.loss!r}; there are: {', '.join(LOSSES)}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
+        for what, size in {"batch_size": self.batch_size, "negatives": self.negatives}.items():
+            if size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}")
+        _cutoff(self.monitor)
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """At one step, counted from 0, of a training whose epochs have ``steps``."""
+        rate = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+        if self.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / (self.epochs * steps)))
         return rate
 
-    def step(batch: _Batch) -> Tensor:
-        drawn = None if sampler is None else sampler(batch)
-        # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
-        with _mixed(where, precision if where.type != "cpu" else "float32"):
-            known = _at(model.encode(batch.items), batch.real)
-        with _mixed(where, precision):
-            value = LOSSES[loss](model, known, batch.targets, drawn)
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        return value.detach()
+    def identity(self, model: nn.Module, split: Split) -> dict[str, Any]:
+        """What the weights depend on, but for the seed: two such runs share no checkpoint."""
+        settings = asdict(self)
+        for free in ("device", "patience", *(["epochs"] if self.schedule == "constant" else [])):
+            del settings[free]  # a run may go on elsewhere, or longer
+        return {
+            "model": type(model).__name__, **model.config, **settings,
+            "users": split.train.num_users, "interactions": split.train.num_interactions,
+            "data": zlib.crc32(split.train.sequences.values.tobytes()),
+        }  # fmt: skip
 
+
+@dataclass(eq=False)
+class Member:
+    """A model in training, its seed, and where it stands."""
+
+    model: nn.Module
+    seed: int
+    history: History
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        history = self.history.to_dict()
+        return {"model": self.model.state_dict(), "best": self.best, "history": history}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.best, self.history = state["best"], History(**state["history"])
+
+    def validate(self, split: Split, recipe: Recipe) -> dict[str, float]:
+        if not len(split.validation):
+            return {}
+        metrics = evaluate(
+            self.model,
+            split,
+            part="validation",
+            ks=(_cutoff(recipe.monitor),),
+            filter_seen=recipe.filter_seen,
+            progress=False,
+        )
+        return {name: float(value) for name, value in metrics.items()}
+
+    def add(self, entry: dict[str, float], patience: int | None) -> None:
+        """An epoch has ended: is it the best, or the last?"""
+        self.history.epochs.append(entry)
+        if self.history.monitor not in entry or self.history.best_epoch == entry["epoch"]:
+            self.best = _copy(self.model.state_dict())
+        if self.patience_spent(patience):
+            self.history.stopped = "patience"
+
+    def patience_spent(self, patience: int | None) -> bool:
+        history = self.history
+        if patience is None or not history.epochs or history.monitor not in history.epochs[-1]:
+            return False
+        return len(history) - history.best_epoch >= patience
+
+    def finish(self) -> None:
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+
+
+class Single:
+    """How the loop handles one model; ``Stacked`` in ``seeds.py`` handles several as one."""
+
+    def __init__(self, models: Sequence[nn.Module]):
+        (self.model,) = models
+        self.parameters = list(self.model.parameters())
+
+    def encode(self, items: Sequence[Tensor]) -> list[Any]:
+        """What each model knows after each of its items: one entry (B, L, D) a model."""
+        return [self.model.encode(items[0])]
+
+    def views(self) -> list[Any]:
+        """What a loss may ask for its scores, model by model."""
+        return [self.model]
+
+    def write_back(self) -> None:
+        """Let the models hold what has been learnt."""
+
+    def keep(self, rows: list[int], optimizer: torch.optim.Optimizer) -> None:
+        """Go on with these models alone."""
+
+
+def train(
+    make_learner: type,
+    models: Sequence[nn.Module],
+    seeds: Sequence[int],
+    split: Split,
+    recipe: Recipe,
+    named: dict[str, Any],
+    checkpoint: str | os.PathLike | None,
+    progress: bool,
+    on_epoch: Callable[[int, dict[str, float]], None] | None,
+) -> list[History]:
+    """The loop behind :func:`fit` and :func:`~.seeds.fit_seeds`.
+
+    Args:
+        make_learner: :class:`Single` or ``Stacked``.
+        named: what the checkpoint's identity says of the seeds.
+        on_epoch: called with (which model, the entry of its history).
+    """
+    where = pick_device(recipe.device)
+    members = [
+        Member(model.to(where), seed, History(monitor=recipe.monitor), _copy(model.state_dict()))
+        for model, seed in zip(models, seeds, strict=True)
+    ]
+    batches = Batches(split.train, models[0].max_len, recipe.batch_size, where)
+    sampler = None if recipe.loss == "ce" else Negatives(split.train, recipe.negatives, where)
+    identity = recipe.identity(models[0], split) | named
+    saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
+    if saved is not None:
+        # Of one model alone, files once held the state without a list around it.
+        for member, state in zip(members, saved.get("members", [saved]), strict=True):
+            member.restore(state)
+
+    def in_training() -> list[Member]:
+        return [
+            member for member in members
+            if len(member.history) < recipe.epochs and not member.patience_spent(recipe.patience)
+        ]  # fmt: skip
+
+    active = in_training()
+    if active:
+        learner = make_learner([member.model for member in active])
+        kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
+        optimizer = kind(
+            learner.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        if saved is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+
+    def step(parts: Sequence[Batch]) -> Tensor:
+        drawn = [None if sampler is None else sampler(part) for part in parts]
+        # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
+        with _mixed(where, recipe.precision if where.type != "cpu" else "float32"):
+            encoded = learner.encode([part.items for part in parts])
+        with _mixed(where, recipe.precision):
+            values = torch.stack([
+                LOSSES[recipe.loss](view, _at(known, part.real), part.targets, negatives)
+                for view, known, part, negatives in zip(
+                    learner.views(), encoded, parts, drawn, strict=True
+                )
+            ])  # fmt: skip
+        optimizer.zero_grad(set_to_none=True)
+        values.sum().backward()
+        optimizer.step()
+        return values.detach()
+
+    what = split.train.name if len(members) == 1 else f"{len(members)} seeds of {split.train.name}"
     bar = tqdm(
-        total=epochs,
-        initial=len(history),
-        desc=f"fit {split.train.name}",
+        total=recipe.epochs,
+        initial=len(active[0].history) if active else recipe.epochs,
+        desc=f"fit {what}",
         unit="epoch",
         disable=not progress,
         leave=False,
     )
     with bar, torch.random.fork_rng():
-        while len(history) < epochs and not _patience_spent(history, patience):
-            epoch, start = len(history) + 1, time.perf_counter()
+        while active:
+            epoch, start = len(active[0].history) + 1, time.perf_counter()
             # Seeded anew each epoch, so that a run can be taken up at any epoch's start.
-            state = np.random.SeedSequence([seed, epoch])
-            torch.manual_seed(int(state.generate_state(1, np.uint64)[0] >> 1))
-            model.train()
-            losses = _Losses(model, best, epoch)
-            for number, batch in enumerate(batches.epoch(np.random.default_rng(state))):
+            states = [np.random.SeedSequence([member.seed, epoch]) for member in active]
+            torch.manual_seed(int(states[0].generate_state(1, np.uint64)[0] >> 1))
+            for member in active:
+                member.model.train()
+            losses = _Losses(members, active, epoch)
+            orders = [batches.epoch(np.random.default_rng(state)) for state in states]
+            for number, parts in enumerate(zip(*orders, strict=True)):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate((epoch - 1) * len(batches) + number)
-                losses.add(step(batch))
-            entry = {"epoch": epoch, "loss": losses.mean()}
-            if len(split.validation):
-                metrics = evaluate(
-                    model,
-                    split,
-                    part="validation",
-                    ks=(monitored_k,),
-                    filter_seen=filter_seen,
-                    progress=False,
-                )
-                entry |= {name: float(value) for name, value in metrics.items()}
-            entry["seconds"] = time.perf_counter() - start
-            history.epochs.append(entry)
-            if monitor not in entry or history.best_epoch == epoch:
-                best = _copy(model.state_dict())
-            if _patience_spent(history, patience):
-                history.stopped = "patience"
+                    done = (epoch - 1) * len(batches) + number
+                    group["lr"] = recipe.learning_rate(done, len(batches))
+                losses.add(step(parts))
+            learner.write_back()
+            means = losses.means()
+            share = (time.perf_counter() - start) / len(active)
+            for member, loss in zip(active, means, strict=True):
+                start = time.perf_counter()
+                entry = {"epoch": epoch, "loss": loss, **member.validate(split, recipe)}
+                entry["seconds"] = share + time.perf_counter() - start
+                member.add(entry, recipe.patience)
+            trained, active = active, in_training()
+            if 0 < len(active) < len(trained):
+                learner.keep([trained.index(member) for member in active], optimizer)
             if checkpoint is not None:
                 save_checkpoint(
                     checkpoint,
                     identity,
-                    model=model.state_dict(),
-                    best=best,
+                    members=[member.state() for member in members],
                     optimizer=optimizer.state_dict(),
-                    history=history.to_dict(),
                 )
-            bar.set_postfix({key: f"{entry[key]:.4f}" for key in ("loss", monitor) if key in entry})
+            entries = [member.history.epochs[-1] for member in trained]
+            shown = [key for key in ("loss", recipe.monitor) if key in entries[0]]
+            bar.set_postfix({k: f"{np.mean([entry[k] for entry in entries]):.4f}" for k in shown})
             bar.update()
             if on_epoch is not None:
-                on_epoch(entry)
-    model.load_state_dict(best)
-    model.eval()
-    return history
-
-
-class _Batch:
-    """One step's data: items (B, L), where they are real, and the n targets and their users."""
-
-    def __init__(self, padded: Tensor, users: Tensor, device: torch.device):
-        items, targets = padded[:, :-1], padded[:, 1:]
-        real = items.flatten().nonzero()[:, 0]
-        self.users = users[real // items.shape[1]].to(device, non_blocking=True)
-        self.targets = targets.flatten()[real].to(device, non_blocking=True)
-        self.items = items.to(device, non_blocking=True)
-        self.real = real.to(device, non_blocking=True)
-
-
-class _Batches:
-    """The training sequences of at least two items, in length-bucketed batches."""
-
-    def __init__(self, train: Interactions, max_len: int, batch_size: int, device: torch.device):
-        self.sequences, self.max_len, self.device = train.sequences, max_len, device
-        self.batch_size = batch_size
-        self.users = np.flatnonzero(train.lengths >= 2)
-        if not len(self.users):
-            raise ValueError(
-                f"{train.name}: no user has two training events, so there is nothing "
-                "to predict; use more data or a lower k-core"
-            )
-        # A GPU wants few distinct shapes; a CPU as little padding as can be.
-        self.multiple = 1 if device.type == "cpu" else 16
-
-    def __len__(self) -> int:
-        return -(-len(self.users) // self.batch_size)
-
-    def epoch(self, rng: np.random.Generator) -> Iterator[_Batch]:
-        lengths = np.minimum(self.sequences.lengths[self.users], self.max_len + 1)
-        for rows in bucketed_batches(lengths, self.batch_size, rng):
-            length = -(-int(lengths[rows].max() - 1) // self.multiple) * self.multiple
-            users = self.users[rows]
-            padded = pad(
-                self.sequences.select(users), self.max_len + 1, length=min(length, self.max_len) + 1
-            )
-            yield _Batch(padded, torch.from_numpy(users), self.device)
-
-
-class _Negatives:
-    """Draws items uniformly among those a user has not taken in training.
-
-    Exactly, in one pass: the r-th item that is free is r plus the number of taken items before
-    it, and a taken item t stands before it where t, less the taken ones before t, is at most r.
-    """
-
-    def __init__(self, train: Interactions, count: int, device: torch.device):
-        num_items, num_users = train.num_items, train.num_users
-        keys = train.sequences.owner * (num_items + 1) + train.sequences.values
-        users, items = np.divmod(np.unique(keys), num_items + 1)
-        taken = np.bincount(users, minlength=num_users)
-        some_left = (taken < num_items)[users]  # who took everything may be given anything
-        users, items = users[some_left], items[some_left]
-        taken[taken == num_items] = 0
-        starts = np.cumsum(taken) - taken
-        before = np.arange(len(users)) - starts[users]
-        self.num_items, self.count = num_items, count
-        self.thresholds, self.starts, self.free = (
-            torch.from_numpy(array).to(device)
-            for array in (users * (num_items + 1) + items - before, starts, num_items - taken)
-        )
-
-    def __call__(self, batch: _Batch) -> Tensor:
-        users = batch.users[:, None]
-        draws = torch.randint(2**62, (len(users), self.count), device=users.device)
-        rank = draws % self.free[users] + 1
-        thresholds = users * (self.num_items + 1) + rank
-        passed = torch.searchsorted(self.thresholds, thresholds, right=True)
-        return rank + passed - self.starts[users]
+                for member, entry in zip(trained, entries, strict=True):
+                    on_epoch(members.index(member), entry)
+    for member in members:
+        member.finish()
+    return [member.history for member in members]
 
 
 class _Losses:
     """The losses of an epoch, watched: one that is not finite ends training."""
 
-    def __init__(self, model, last_good: dict[str, Tensor], epoch: int):
-        self.model, self.last_good, self.epoch = model, last_good, epoch
-        self.values: list[Tensor] = []
+    def __init__(self, members: Sequence[Member], active: Sequence[Member], epoch: int):
+        self.members, self.active, self.epoch = members, active, epoch
+        self.values: list[Tensor] = []  # of each step: (number of models,)
         self.checked = 0
 
-    def add(self, value: Tensor) -> None:
-        self.values.append(value)
+    def add(self, values: Tensor) -> None:
+        self.values.append(values)
         # Looking at a value makes a GPU wait, so look at many at once there.
-        if value.device.type == "cpu" or len(self.values) - self.checked >= 32:
+        if values.device.type == "cpu" or len(self.values) - self.checked >= 32:
             self.check()
 
     def check(self) -> None:
         fresh = torch.stack(self.values[self.checked :])
-        bad = (~fresh.isfinite()).nonzero()
-        if len(bad):
-            self._give_up(f"the loss is {float(fresh[bad[0]])}", self.checked + int(bad[0]) + 1)
+        bad = (~fresh.isfinite()).nonzero().tolist()
+        if bad:
+            step, which = bad[0]
+            value = float(fresh[step, which])
+            self._give_up(which, f"the loss is {value}", self.checked + step + 1)
         self.checked = len(self.values)
 
-    def mean(self) -> float:
-        """The epoch's loss; the last step's update shows in no loss, so it is looked at too."""
+    def means(self) -> list[float]:
+        """The epoch's losses; the last step's update shows in none, so it is looked at too."""
         if self.checked < len(self.values):
             self.check()
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            self._give_up("a parameter is no longer finite", len(self.values))
-        return float(torch.stack(self.values).mean())
+        for which, member in enumerate(self.active):
+            if not all(parameter.isfinite().all() for parameter in member.model.parameters()):
+                self._give_up(which, "a parameter is no longer finite", len(self.values))
+        return torch.stack([row.mean() for row in torch.stack(self.values, 1)]).tolist()
 
-    def _give_up(self, what: str, step: int) -> None:
-        self.model.load_state_dict(self.last_good)
-        self.model.eval()
+    def _give_up(self, which: int, what: str, step: int) -> None:
+        for member in self.members:
+            member.finish()
+        seed = f"seed {self.active[which].seed}: " if len(self.members) > 1 else ""
         raise TrainingDiverged(
-            f"{what} at epoch {self.epoch}, step {step}; the model holds its best earlier state. "
-            "Try a lower lr, some warmup, or precision='float32'"
+            f"{seed}{what} at epoch {self.epoch}, step {step}; the model holds its best earlier "
+            "state. Try a lower lr, some warmup, or precision='float32'"
         )
 
 
@@ -318,12 +393,6 @@ def _mixed(where: torch.device, precision: str):
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(where.type, torch.bfloat16)
-
-
-def _patience_spent(history: History, patience: int | None) -> bool:
-    if patience is None or not history.epochs or history.monitor not in history.epochs[-1]:
-        return False
-    return len(history) - history.best_epoch >= patience
 
 
 def _cutoff(monitor: str) -> int:

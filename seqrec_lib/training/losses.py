@@ -64,7 +64,11 @@ def _scores(model, encoded, targets, negatives):
 
 
 def chunked_cross_entropy(
-    queries: Tensor, table: Tensor, targets: Tensor, bias: Tensor | None = None, chunk: int = 512
+    queries: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy of ``queries @ table.T + bias`` without ever holding it whole.
 
@@ -75,6 +79,8 @@ def chunked_cross_entropy(
 
     Args:
         queries: (n, D). table: (V, D). targets: (n,) rows of the table. bias: (V,) or None.
+        chunk: by default 512; on a GPU, where each kernel costs its start, as many as make
+            2^26 logits.
 
     Raises:
         ValueError: n is 0.
@@ -82,6 +88,8 @@ def chunked_cross_entropy(
     if not len(targets):
         raise ValueError("no position to compute a loss on: no sequence has two items")
     kind = table.device.type
+    if chunk is None:
+        chunk = 512 if kind == "cpu" else max(512, 2**26 // len(table))
     mixed = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else table.dtype
     return _ChunkedCrossEntropy.apply(queries, table, targets, bias, chunk, dtype)

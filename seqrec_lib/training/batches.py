@@ -1,0 +1,117 @@
+"""What a training step is given: sequences and the items that came next, on the device.
+
+A GPU waits for whatever is sent to it and for whatever is read from it. So the data are sent once,
+an epoch's order once, and batches are cut out of them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.batching import bucketed_batches
+from ..data.interactions import Interactions
+
+__all__ = ["Batch", "Batches", "Negatives"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data.
+
+    Attributes:
+        items: (B, L), padded with 0 on the left.
+        real: (n,) where they are no padding, in the flattened items.
+        targets, users: (n,) what came next there, and in whose sequence.
+    """
+
+    items: Tensor
+    real: Tensor
+    targets: Tensor
+    users: Tensor
+
+
+class Batches:
+    """The training sequences of at least two items, in length-bucketed batches."""
+
+    def __init__(self, train: Interactions, max_len: int, batch_size: int, device: torch.device):
+        users = np.flatnonzero(train.lengths >= 2)
+        if not len(users):
+            raise ValueError(
+                f"{train.name}: no user has two training events, so there is nothing "
+                "to predict; use more data or a lower k-core"
+            )
+        self.max_len, self.batch_size, self.device = max_len, batch_size, device
+        self.counts = np.minimum(train.lengths[users] - 1, max_len)  # positions of each sequence
+        # A GPU wants few distinct shapes; a CPU as little padding as can be.
+        self.multiple = 1 if device.type == "cpu" else 16
+        ends = train.sequences.offsets[users + 1]
+        self._values, self._users, self._ends, self._counts = (
+            torch.tensor(array, dtype=torch.int64, device=device)
+            for array in (train.sequences.values, users, ends, self.counts)
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self.counts) // self.batch_size)
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[Batch]:
+        """Every sequence once, in an order that ``rng`` draws."""
+        order = list(bucketed_batches(self.counts, self.batch_size, rng))
+        sent = torch.from_numpy(np.concatenate(order)).to(self.device)
+        for rows, there in zip(order, sent.split([len(rows) for rows in order]), strict=True):
+            counts = self.counts[rows]
+            length = -(-int(counts.max()) // self.multiple) * self.multiple
+            yield self._batch(there, min(length, self.max_len), int(counts.sum()))
+
+    def _batch(self, rows: Tensor, length: int, total: int) -> Batch:
+        """The sequences ``rows``, of which the model reads ``length`` positions, ``total`` real."""
+        counts, device = self._counts[rows], self.device
+        back = torch.arange(length, -1, -1, device=device)  # steps before the last event
+        place = (self._ends[rows, None] - 1 - back).clamp(min=0)
+        padded = torch.where(back <= counts[:, None], self._values[place], 0)
+        # Real positions end each row: the k-th of all is k plus the padding up to its row.
+        padding = (length - counts).cumsum(0)
+
+        def spread(per_row: Tensor) -> Tensor:
+            return per_row.repeat_interleave(counts, output_size=total)
+
+        real = torch.arange(total, device=device) + spread(padding)
+        targets = padded[:, 1:].flatten()[real]
+        return Batch(padded[:, :-1], real, targets, spread(self._users[rows]))
+
+
+class Negatives:
+    """Draws items uniformly among those a user has not taken in training.
+
+    Exactly, in one pass: the r-th item that is free is r plus the number of taken items before
+    it, and a taken item t stands before it where t, less the taken ones before t, is at most r.
+    """
+
+    def __init__(self, train: Interactions, count: int, device: torch.device):
+        num_items, num_users = train.num_items, train.num_users
+        keys = train.sequences.owner * (num_items + 1) + train.sequences.values
+        users, items = np.divmod(np.unique(keys), num_items + 1)
+        taken = np.bincount(users, minlength=num_users)
+        some_left = (taken < num_items)[users]  # who took everything may be given anything
+        users, items = users[some_left], items[some_left]
+        taken[taken == num_items] = 0
+        starts = np.cumsum(taken) - taken
+        before = np.arange(len(users)) - starts[users]
+        self.num_items, self.count = num_items, count
+        self.thresholds, self.starts, self.free = (
+            torch.from_numpy(array).to(device)
+            for array in (users * (num_items + 1) + items - before, starts, num_items - taken)
+        )
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """(n, count) items, for the n positions of a batch."""
+        users = batch.users[:, None]
+        draws = torch.randint(2**62, (len(users), self.count), device=users.device)
+        rank = draws % self.free[users] + 1
+        thresholds = users * (self.num_items + 1) + rank
+        passed = torch.searchsorted(self.thresholds, thresholds, right=True)
+        return rank + passed - self.starts[users]
