@@ -281,7 +281,7 @@ def forest(
 
     Args:
         table: with ``change``, ``low`` and ``high``, as :func:`study.gains` makes; a change
-            without interval is drawn hollow, a row without any change says so.
+            without interval is drawn hollow, a row without any interval says so.
         group: the column that tells apart the marks within a row.
         margin: shades the changes too small to matter.
     """
@@ -299,8 +299,8 @@ def forest(
         ax.errorbar(change, y, xerr=error, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=name,
                     color=PALETTE[i % len(PALETTE)],
                     markerfacecolor="white" if bare else None)  # fmt: skip
-    for row in set(rows) - set(table.loc[table["change"].notna(), label]):
-        ax.annotate("no records yet", (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
+    for row in set(rows) - set(table.loc[table["low"].notna(), label]):
+        ax.annotate("no records", (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
                     textcoords="offset points", color="dimgrey")  # fmt: skip
     if margin is not None:
         ax.axvspan(-100 * margin, 100 * margin, color="grey", alpha=0.15, lw=0)

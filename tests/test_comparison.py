@@ -212,6 +212,7 @@ def test_each_weighting_chooses_on_validation(root):
     assert table.loc[("world-markov", "softmax"), "variant"] == "main"
     additive = table.loc[("world-markov", "awrsr-additive")]
     assert additive["variant"] == "dropout-0.1" and additive["test"] == pytest.approx(0.715)
+    assert additive["dropout"] == 0.1 and table.loc[("world-markov", "softmax"), "dropout"] == 0.2
     assert set(table.loc["world-markov", "tried"]) == {"2 of 3"}
     missing = options(table.loc[("world-markov", "softmax"), "missing"])
     assert missing["variant"] == ["dropout-0.1"] and missing["seed"] == ["2", "3"]
@@ -242,7 +243,7 @@ def test_a_forest_shows_each_interval_and_says_where_there_is_none(root):
     (point, *_) = ax.containers[0]
     assert point.get_xdata().tolist() == pytest.approx([100 * table["change"][0]])
     assert point.get_ydata().tolist() == [1]
-    assert "no records yet" in [text.get_text() for text in ax.texts]
+    assert "no records" in [text.get_text() for text in ax.texts]
 
 
 def test_curves_of_all_seeds_share_a_line_style(root):

@@ -235,6 +235,7 @@ def epochs_to(
 def chosen(
     candidates: Sequence[str],
     metric: str = "NDCG@10",
+    setting: str = "dropout",
     grid: str | Path | Mapping[str, Any] = "main",
     root: Root = None,
     **only: Any,
@@ -245,11 +246,13 @@ def chosen(
 
     Args:
         candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
+        setting: what they differ in, a key of their configurations.
 
     Returns:
         a row for each data set, split, model, attention and loss: ``tried`` (candidates with
-        records, of how many), ``variant`` (the choice, "" without records), ``seeds``,
-        ``validation``, ``test`` (means over its seeds) and ``missing``, the command for the rest.
+        records, of how many), ``variant`` (the choice, "" without records) and its value of
+        ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds) and ``missing``,
+        the command for the rest.
     """
     import pandas as pd
 
@@ -257,9 +260,9 @@ def chosen(
     read = _readable(store)
     groups: dict[tuple, dict[str, list[Run]]] = {}
     for group in _settings(runs, {**only, "variant": list(candidates)}):
-        setting = group[0]
-        key = (setting.dataset, setting.split, setting.model, setting.attention, setting.loss)
-        groups.setdefault(key, {})[setting.variant] = group
+        run = group[0]
+        key = (run.dataset, run.split, run.model, run.attention, run.loss)
+        groups.setdefault(key, {})[run.variant] = group
     for key, variants in groups.items():
         found = {name: _by_seed(map(read, group)) for name, group in variants.items()}
         left = [run for name, group in variants.items() for run in group
@@ -273,14 +276,16 @@ def chosen(
         best = max(reached, key=reached.get) if reached else ""
         records = list(found.get(best, {}).values())
         rows[key] = {
-            "tried": f"{len(found)} of {len(candidates)}", "variant": best, "seeds": len(records),
+            "tried": f"{len(found)} of {len(candidates)}", "variant": best,
+            setting: variants[best][0].config[setting] if best else math.nan,
+            "seeds": len(records),
             "validation": _mean(np.array([record["validation"][metric] for record in records])),
             "test": _mean(np.array([record["test"][metric] for record in records])),
             "missing": command(left, runs, grid) if left else "",
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
-    columns = ["tried", "variant", "seeds", "validation", "test", "missing"]
+    columns = ["tried", "variant", setting, "seeds", "validation", "test", "missing"]
     return pd.DataFrame(list(rows.values()), columns=columns, index=index)
 
 
