@@ -372,9 +372,12 @@ def regimes(
             error["xerr"] = (table["mixing_high"] - table["mixing_low"]) / 2
         ax.errorbar(table["mixing"], table[y], **error, fmt=MARKERS[i], color=PALETTE[i],
                     capsize=2, lw=1, label=name, **hollow)  # fmt: skip
-        for dataset, *point in table[["dataset", "mixing", y]].itertuples(index=False):
-            ax.annotate(dataset, point, xytext=(4, 3), textcoords="offset points", fontsize=8,
+        named = table.sort_values("mixing")[["dataset", "mixing", y]].itertuples(index=False)
+        for rank, (dataset, *point) in enumerate(named):  # right and left in turn: less overlap
+            aside = {"xytext": (4, 3)} if rank % 2 == 0 else {"xytext": (-4, 3), "ha": "right"}
+            ax.annotate(dataset, point, **aside, textcoords="offset points", fontsize=8,
                         color=PALETTE[i])  # fmt: skip
+    ax.margins(x=0.12)
     ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None), ylabel=ylabel)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
