@@ -482,6 +482,7 @@ def test_length_groups_and_curves_come_out_of_the_records(tiny):
 def test_figures(tiny, invented):
     ax = plotting.regimes(tables.regimes(results(invented)), tables.published_regimes())
     assert {"ML-1M", "world-markov"} <= {text.get_text() for text in ax.texts}
+    assert {text.get_ha() for text in ax.texts} == {"left", "right"}  # neighbours on two sides
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["this study", "published"]
     points = tables.regimes(results(invented)).assign(h=[2.0], h_low=[1.0], h_high=[4.0])
