@@ -63,8 +63,8 @@ def test_batches_hold_every_user_s_last_events_and_what_came_next():
     batches = Batches(train, max_len=4, batch_size=2, device=torch.device("cpu"))
     found = []
     for batch in batches.epoch(np.random.default_rng(0)):
-        owner = batch.real // batch.items.shape[1]
-        for row, items in enumerate(batch.items):
+        owner = batch.real // batch.items.shape[2]
+        for row, items in enumerate(batch.items[0]):
             mine = owner == row
             assert batch.users[mine].unique().numel() == 1
             known = tuple(batch.items.flatten()[batch.real[mine]].tolist())
@@ -84,11 +84,27 @@ def test_a_gpu_s_batches_have_few_shapes_and_the_same_events():
     shapes = set()
     for a, b in zip(plain.epoch(np.random.default_rng(1)), coarse.epoch(np.random.default_rng(1)),
                     strict=True):  # fmt: skip
-        shapes.add(b.items.shape[1])
-        assert torch.equal(b.items[:, -a.items.shape[1] :], a.items)
+        shapes.add(b.items.shape[2])
+        assert torch.equal(b.items[..., -a.items.shape[2] :], a.items)
         assert torch.equal(b.items.flatten()[b.real], a.items.flatten()[a.real])
         assert torch.equal(a.targets, b.targets) and torch.equal(a.users, b.users)
     assert shapes <= {16, 32, 40}
+
+
+def test_a_batch_of_several_models_is_the_batches_of_each():
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 20, rng.integers(2, 9)).tolist() for _ in range(10)]
+    train = sr.Interactions(sequences, num_items=20)
+    batches = Batches(train, 6, 4, torch.device("cpu"))
+    rngs = [np.random.default_rng(seed) for seed in (1, 2, 1, 2)]  # the last of ten users by four
+    together, *alone = batches.epoch(*rngs[:2]), *(batches.epoch(rng) for rng in rngs[2:])
+    for batch, *parts in zip(together, *alone, strict=True):
+        assert batch.sizes == [part.sizes[0] for part in parts]
+        for name in ("targets", "users"):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(p, name) for p in parts]))
+        assert torch.equal(batch.items.flatten()[batch.real],
+                           torch.cat([p.items.flatten()[p.real] for p in parts]))  # fmt: skip
+        assert (batch.items > 0).sum() == len(batch.real)
 
 
 def test_negatives_are_never_the_user_s_own_and_otherwise_uniform():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import seqrec_lib as sr
+from seqrec_lib.training import fitting
 from seqrec_lib.training.seeds import fit_seeds
 
 SPLIT = sr.leave_one_out(sr.worlds.series(num_users=150, num_items=40, num_genres=4, length=12))
@@ -33,6 +34,36 @@ def test_each_seed_is_the_run_it_would_have_been_alone(attention, loss):
         assert history.column("NDCG@10") == pytest.approx(expected.column("NDCG@10"), abs=1e-9)
         for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_stosa_too():
+    together, alone = (
+        sr.STOSA(SPLIT.num_items, max_len=10, dim=8, dropout=0.0, seed=0).double() for _ in range(2)
+    )
+    options = {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}
+    fit_seeds([together], SPLIT, "bpr", seeds=[0], **options)
+    sr.fit(alone, SPLIT, "bpr", seed=0, **options)
+    for (name, x), y in zip(together.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "awrsr-additive", "wasserstein"])
+def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
+    """On a CPU only the loss takes it, so the way of a GPU is gone here: few shapes, bfloat16."""
+    kind, loss = (sr.STOSA, "bpr") if attention == "wasserstein" else (sr.SASRec, "ce")
+    sizes = {"max_len": 10, "dim": 8, "num_heads": 2, "attention": attention}
+    runs = []
+    for mixed in (True, False):
+        if mixed:
+            way = lambda where, precision: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+            monkeypatch.setattr(fitting, "_mixed", way)
+        made = [kind(SPLIT.num_items, **sizes, seed=seed) for seed in (0, 1)]
+        options = {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}
+        runs.append(fit_seeds(made, SPLIT, loss, seeds=[0, 1], **options))
+        monkeypatch.undo()
+    for a, b in zip(*runs, strict=True):
+        assert a.column("loss") != b.column("loss")
+        np.testing.assert_allclose(a.column("loss"), b.column("loss"), rtol=0.02)
 
 
 def test_with_dropout_it_is_the_same_in_distribution():
@@ -130,6 +161,10 @@ def test_what_cannot_be_trained_as_one_is_refused():
         fit_seeds(models([0, 1]), SPLIT, seeds=[0])
     with pytest.raises(ValueError, match="one configuration"):
         fit_seeds([*models([0]), *models([1], dim=16)], SPLIT, seeds=[0, 1])
+    with pytest.raises(ValueError, match="a parameter twice"):
+        (tied,) = models([0])
+        tied.blocks[0].norm_attention = tied.norm
+        fit_seeds([tied], SPLIT, seeds=[0])
     with pytest.raises(ValueError, match="no loss is called"):
         fit_seeds(models([0]), SPLIT, "hinge", seeds=[0])
     with pytest.raises(TypeError, match="epoch"):

@@ -6,7 +6,7 @@ an epoch's order once, and batches are cut out of them there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +21,17 @@ __all__ = ["Batch", "Batches", "Negatives"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data.
+    """One step's data for K models, each of which has its own users.
 
     Attributes:
-        items: (B, L), padded with 0 on the left.
-        real: (n,) where they are no padding, in the flattened items.
+        items: (K, B, L), padded with 0 on the left; a model with fewer users has empty rows.
+        sizes: how many positions each model learns from; n in all, model after model.
+        real: (n,) where these are in the flattened items.
         targets, users: (n,) what came next there, and in whose sequence.
     """
 
     items: Tensor
+    sizes: list[int]
     real: Tensor
     targets: Tensor
     users: Tensor
@@ -46,29 +48,33 @@ class Batches:
                 "to predict; use more data or a lower k-core"
             )
         self.max_len, self.batch_size, self.device = max_len, batch_size, device
-        self.counts = np.minimum(train.lengths[users] - 1, max_len)  # positions of each sequence
         # A GPU wants few distinct shapes; a CPU as little padding as can be.
         self.multiple = 1 if device.type == "cpu" else 16
-        ends = train.sequences.offsets[users + 1]
+        # Positions of each sequence; the last row, number -1, is an empty one.
+        self.counts = np.append(np.minimum(train.lengths[users] - 1, max_len), 0)
+        ends = np.append(train.sequences.offsets[users + 1], 0)
         self._values, self._users, self._ends, self._counts = (
             torch.tensor(array, dtype=torch.int64, device=device)
-            for array in (train.sequences.values, users, ends, self.counts)
+            for array in (train.sequences.values, np.append(users, 0), ends, self.counts)
         )
 
     def __len__(self) -> int:
-        return -(-len(self.counts) // self.batch_size)
+        return -(-(len(self.counts) - 1) // self.batch_size)
 
-    def epoch(self, rng: np.random.Generator) -> Iterator[Batch]:
-        """Every sequence once, in an order that ``rng`` draws."""
-        order = list(bucketed_batches(self.counts, self.batch_size, rng))
-        sent = torch.from_numpy(np.concatenate(order)).to(self.device)
-        for rows, there in zip(order, sent.split([len(rows) for rows in order]), strict=True):
+    def epoch(self, *rngs: np.random.Generator) -> Iterator[Batch]:
+        """Every sequence once for each model, in the order that its generator draws."""
+        orders = [bucketed_batches(self.counts[:-1], self.batch_size, rng) for rng in rngs]
+        steps = [_table(rows) for rows in zip(*orders, strict=True)]
+        sent = torch.from_numpy(np.concatenate([rows.ravel() for rows in steps])).to(self.device)
+        for rows, there in zip(steps, sent.split([rows.size for rows in steps]), strict=True):
             counts = self.counts[rows]
             length = -(-int(counts.max()) // self.multiple) * self.multiple
-            yield self._batch(there, min(length, self.max_len), int(counts.sum()))
+            sizes = counts.sum(1).tolist()
+            yield self._batch(there.view(rows.shape), min(length, self.max_len), sizes)
 
-    def _batch(self, rows: Tensor, length: int, total: int) -> Batch:
-        """The sequences ``rows``, of which the model reads ``length`` positions, ``total`` real."""
+    def _batch(self, rows: Tensor, length: int, sizes: list[int]) -> Batch:
+        """The sequences ``rows`` (K, B), of each the last ``length`` positions."""
+        shape, rows, total = rows.shape, rows.flatten(), sum(sizes)
         counts, device = self._counts[rows], self.device
         back = torch.arange(length, -1, -1, device=device)  # steps before the last event
         place = (self._ends[rows, None] - 1 - back).clamp(min=0)
@@ -81,7 +87,16 @@ class Batches:
 
         real = torch.arange(total, device=device) + spread(padding)
         targets = padded[:, 1:].flatten()[real]
-        return Batch(padded[:, :-1], real, targets, spread(self._users[rows]))
+        items = padded[:, :-1].unflatten(0, shape)
+        return Batch(items, sizes, real, targets, spread(self._users[rows]))
+
+
+def _table(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Each model's rows, (K, B), filled up with -1."""
+    table = np.full((len(rows), max(map(len, rows))), -1)
+    for mine, theirs in zip(table, rows, strict=True):
+        mine[: len(theirs)] = theirs
+    return table
 
 
 class Negatives:

@@ -202,13 +202,13 @@ class Single:
         (self.model,) = models
         self.parameters = list(self.model.parameters())
 
-    def encode(self, items: Sequence[Tensor]) -> list[Any]:
-        """What each model knows after each of its items: one entry (B, L, D) a model."""
-        return [self.model.encode(items[0])]
+    def encode(self, items: Tensor) -> Any:
+        """What the models know after each of their items (K, B, L): (.., D), one or several."""
+        return self.model.encode(items[0])
 
-    def views(self) -> list[Any]:
-        """What a loss may ask for its scores, model by model."""
-        return [self.model]
+    def loss(self, which: int, function: Callable, *arguments: Any) -> Tensor:
+        """``function`` of one of the models."""
+        return function(self.model, *arguments)
 
     def write_back(self) -> None:
         """Let the models hold what has been learnt."""
@@ -265,17 +265,16 @@ def train(
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
 
-    def step(parts: Sequence[Batch]) -> Tensor:
-        drawn = [None if sampler is None else sampler(part) for part in parts]
+    def step(batch: Batch) -> Tensor:
+        drawn = [None] * len(active) if sampler is None else sampler(batch).split(batch.sizes)
         # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
         with _mixed(where, recipe.precision if where.type != "cpu" else "float32"):
-            encoded = learner.encode([part.items for part in parts])
+            known = _at(learner.encode(batch.items), batch)
         with _mixed(where, recipe.precision):
+            each = zip(known, batch.targets.split(batch.sizes), drawn, strict=True)
             values = torch.stack([
-                LOSSES[recipe.loss](view, _at(known, part.real), part.targets, negatives)
-                for view, known, part, negatives in zip(
-                    learner.views(), encoded, parts, drawn, strict=True
-                )
+                learner.loss(which, LOSSES[recipe.loss], *arguments)
+                for which, arguments in enumerate(each)
             ])  # fmt: skip
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
@@ -300,12 +299,12 @@ def train(
             for member in active:
                 member.model.train()
             losses = _Losses(members, active, epoch)
-            orders = [batches.epoch(np.random.default_rng(state)) for state in states]
-            for number, parts in enumerate(zip(*orders, strict=True)):
+            rngs = [np.random.default_rng(state) for state in states]
+            for number, batch in enumerate(batches.epoch(*rngs)):
                 for group in optimizer.param_groups:
                     done = (epoch - 1) * len(batches) + number
                     group["lr"] = recipe.learning_rate(done, len(batches))
-                losses.add(step(parts))
+                losses.add(step(batch))
             learner.write_back()
             means = losses.means()
             share = (time.perf_counter() - start) / len(active)
@@ -378,11 +377,11 @@ class _Losses:
         )
 
 
-def _at(encoded: Any, real: Tensor) -> Any:
-    """The rows ``real`` of (B, L, D), flattened; of each tensor where there are several."""
+def _at(encoded: Any, batch: Batch) -> list[Any]:
+    """For each model the rows (n, D) at its real positions; where there are several, of each."""
     if torch.is_tensor(encoded):
-        return encoded.flatten(0, 1)[real]
-    return tuple(_at(part, real) for part in encoded)
+        return list(encoded.flatten(0, -2)[batch.real].split(batch.sizes))
+    return list(zip(*(_at(part, batch) for part in encoded), strict=True))
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
