@@ -88,6 +88,18 @@ def test_a_class_that_cannot_be_loaded_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("change", ["uniform", "positional"])
+def test_a_model_under_an_intervention_is_not_saved(tmp_path, change):
+    model = make()
+    if change == "positional":  # it has parameters, so it is passed as an object
+        change = make(attention=change).blocks[0].attention.weighting
+    with sr.intervene(model, change), pytest.raises(ValueError, match="outside the `with"):
+        sr.save(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+    sr.save(model, tmp_path / "model.safetensors")
+    assert same(sr.load(tmp_path / "model.safetensors"), model)
+
+
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path, old = tmp_path / "m", make(seed=1)
     sr.save(old, path)

@@ -35,7 +35,7 @@ def evaluate(
     sampled: int | None = None,
     sampled_by: str = "uniform",
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Metrics:
@@ -59,7 +59,7 @@ def evaluate(
         sampled_by: draw those items "uniform"ly, or by "popularity" in training; without
             replacement in both cases.
         seed: of the draw; models evaluated with one seed meet the same negatives.
-        batch_size: users encoded at once.
+        batch_size: users encoded at once; by default 256, on a GPU 2,048.
         device: where to compute; by default where the model is. The model comes back.
         progress: show a bar.
 
@@ -118,7 +118,9 @@ def evaluate(
     )
 
 
-def _score_chunks(model, histories: Ragged, batch_size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _score_chunks(
+    model, histories: Ragged, batch_size: int | None
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yield (rows (u,), scores (u, num_items)); column j is item j + 1, padding has none.
 
     Users of similar length share a batch, the longest first, so that little padding is
@@ -131,6 +133,7 @@ def _score_chunks(model, histories: Ragged, batch_size: int) -> Iterator[tuple[n
         return
     table, bias = model.readout()
     at_once = _users_at_once(model.num_items, table.device.type)
+    batch_size = batch_size or (256 if table.device.type == "cpu" else 2_048)
     for batch in _every(order, batch_size):
         items = pad(histories.select(batch), model.max_len)
         encoded = model.encode(items.to(table.device))

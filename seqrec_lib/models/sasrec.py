@@ -29,11 +29,20 @@ class SequentialModel(nn.Module):
     """
 
     gaussian = False
-    config: dict[str, Any]
     blocks: nn.ModuleList
-    num_items: int
-    max_len: int
-    num_heads: int
+
+    def __init__(
+        self, num_items: int, max_len: int, dim: int, num_blocks: int, num_heads: int, **more: Any
+    ):
+        """Check and keep the sizes; ``more`` are the other arguments for :attr:`config`."""
+        super().__init__()
+        sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads}
+        for what, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{what} must be at least 1, got {size}")
+        self.config: dict[str, Any] = {**sizes, "num_blocks": num_blocks, **more}
+        self.num_items, self.max_len, self.dim = num_items, max_len, dim
+        self.num_blocks, self.num_heads = num_blocks, num_heads
 
     def set_weighting(self, attention: str | dict[str, Any] | Weighting) -> None:
         """Make every block's weights the way ``attention`` says.
@@ -151,19 +160,7 @@ class SASRec(SequentialModel):
         attention: str | dict[str, Any] | Weighting = "softmax",
         seed: int | None = None,
     ):
-        super().__init__()
-        check_sizes(num_items=num_items, max_len=max_len, dim=dim, num_heads=num_heads)
-        self.config = dict(
-            num_items=num_items,
-            max_len=max_len,
-            dim=dim,
-            num_blocks=num_blocks,
-            num_heads=num_heads,
-            dropout=dropout,
-            norm=norm,
-        )
-        self.num_items, self.max_len, self.dim = num_items, max_len, dim
-        self.num_blocks, self.num_heads = num_blocks, num_heads
+        super().__init__(num_items, max_len, dim, num_blocks, num_heads, dropout=dropout, norm=norm)
         with seeded(seed):
             self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
             self.positions = nn.Parameter(torch.empty(max_len, dim))
@@ -206,13 +203,6 @@ class SASRec(SequentialModel):
     def readout(self) -> tuple[Tensor, None]:
         """(the item embeddings (num_items + 1, D), no bias)."""
         return self.items.weight, None
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError where a size is not positive; the message names it."""
-    for what, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{what} must be at least 1, got {size}")
 
 
 @contextlib.contextmanager

@@ -30,12 +30,18 @@ def save(model: SequentialModel, path: str | os.PathLike) -> None:
 
     Raises:
         TypeError: the model's class is not one that :func:`load` can make.
+        ValueError: the model is under an intervention, which no file can hold.
     """
     name = type(model).__name__
     if MODELS.get(name) is not type(model):
         raise TypeError(
             f"cannot save a {name}; load can make {', '.join(MODELS)}. "
             "For a class of your own, keep model.state_dict() with safetensors"
+        )
+    if any(block.attention.weighting.name == "intervened" for block in model.blocks):
+        raise ValueError(
+            "cannot save a model under an intervention: load would make it without; "
+            "save it outside the `with intervene(..)`"
         )
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     header = {"model": name, "config": json.dumps(model.config)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, Block, allowed_pairs
 from .dropout import Dropout
-from .sasrec import SequentialModel, check_sizes, seeded
+from .sasrec import SequentialModel, seeded
 from .weighting import Weighting, squared_distances
 
 __all__ = ["STOSA", "Gaussian", "StochasticAttention", "StochasticBlock"]
@@ -160,20 +160,10 @@ class STOSA(SequentialModel):
         regularization: float = 0.1,
         seed: int | None = None,
     ):
-        super().__init__()
-        check_sizes(num_items=num_items, max_len=max_len, dim=dim, num_heads=num_heads)
-        self.config = dict(
-            num_items=num_items,
-            max_len=max_len,
-            dim=dim,
-            num_blocks=num_blocks,
-            num_heads=num_heads,
-            dropout=dropout,
-            mean_attention=mean_attention,
-            regularization=regularization,
-        )
-        self.num_items, self.max_len, self.dim = num_items, max_len, dim
-        self.num_blocks, self.num_heads = num_blocks, num_heads
+        super().__init__(
+            num_items, max_len, dim, num_blocks, num_heads, dropout=dropout,
+            mean_attention=mean_attention, regularization=regularization,
+        )  # fmt: skip
         self.regularization = regularization
         with seeded(seed):
             self.items, self.covariance_items = (
