@@ -250,9 +250,9 @@ def chosen(
 
     Returns:
         a row for each data set, split, model, attention and loss: ``tried`` (candidates with
-        records, of how many), ``variant`` (the choice, "" without records) and its value of
-        ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds) and ``missing``,
-        the command for the rest.
+        records, of those the grid has), ``variant`` (the choice, "" without records) and its
+        value of ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds) and
+        ``missing``, the command for the rest.
     """
     import pandas as pd
 
@@ -276,7 +276,7 @@ def chosen(
         best = max(reached, key=reached.get) if reached else ""
         records = list(found.get(best, {}).values())
         rows[key] = {
-            "tried": f"{len(found)} of {len(candidates)}", "variant": best,
+            "tried": f"{len(found)} of {len(variants)}", "variant": best,
             setting: variants[best][0].config[setting] if best else math.nan,
             "seeds": len(records),
             "validation": _mean(np.array([record["validation"][metric] for record in records])),
