@@ -460,6 +460,51 @@ def test_published_reliance_on_one_metric():
         tables.published_regimes(metrics=["NDCG@11"])
 
 
+def test_every_swap_of_every_run_is_a_row(invented):
+    table = results(invented, seed=0)
+    rows = tables.swapped(table)
+    assert len(rows) == 2 * 3 and set(rows["swap"]) == {"", "uniform", "last"}
+    assert (rows.loc[rows["swap"] == "", "lost"] == 0).all()
+    softmax = table[table["attention"] == "softmax"].iloc[0]
+    (row,) = rows[(rows["attention"] == "softmax") & (rows["swap"] == "last")].to_dict("records")
+    assert row["value"] == softmax["swapped"]["last"]["test"]["NDCG@10"]
+    assert row["lost"] == pytest.approx(1 - row["value"] / 0.50)
+    assert tables.swapped(table[:0]).empty
+
+
+def test_pairs_are_compared_seed_by_seed(invented):
+    table = results(invented)
+    table = table[(table["attention"] != "softmax") | (table["seed"] != 1)]  # a pair is broken
+    (row,) = tables.paired(table, "test NDCG@10", margin=0.01).to_dict("records")
+    assert (row["attention"], row["seeds"], row["verdict"]) == ("uniform", 2, "less")
+    assert row["difference"] == pytest.approx((0.30 - 0.50 + 0.35 - 0.54) / 2)
+    # Student's t with one degree of freedom: 12.706 * sd / sqrt(2), sd = .01 / sqrt(2)
+    assert row["high"] - row["difference"] == pytest.approx(12.706 * 0.005, rel=1e-3)
+    (other,) = tables.paired(table, "test NDCG@10", against="uniform").to_dict("records")
+    assert (other["difference"], other["verdict"]) == (pytest.approx(-row["difference"]), "more")
+    assert tables.paired(table, "test NDCG@10", against="last").empty
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "verdict"),
+    [
+        ([0.01, -0.01, 0.0], 0.1, "same"),  # the interval lies within the margin
+        ([0.01, 0.012, 0.011], 0.1, "same"),  # surely more, and too little to matter
+        ([0.01, -0.01, 0.0], 0.001, "undecided"),
+        ([0.05, 0.06, 0.07], 0.01, "more"),
+        ([-0.05, -0.06, -0.07], 0.01, "less"),
+    ],
+)
+def test_the_verdict_on_pairs(invented, shift, margin, verdict):
+    table = results(invented)
+    table.loc[table["attention"] == "softmax", "x"] = values = np.array([0.3, 0.5, 0.9])
+    table.loc[table["attention"] == "uniform", "x"] = values + shift
+    (row,) = tables.paired(table, "x", margin=margin).to_dict("records")
+    assert row["verdict"] == verdict
+    (one,) = tables.paired(table[table["seed"] == 0], "x").to_dict("records")
+    assert one["verdict"] == "too few seeds" and np.isnan(one["low"])
+
+
 def test_the_published_bands_stand_beside_the_softmax_runs(tmp_path):
     table = tables.benchmark("main", tmp_path, dataset="beauty", split="leave-one-out")
     band = table["published NDCG@10"].droplevel(["dataset", "split"])
