@@ -142,7 +142,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
 
     \b
     python -m seqrec_lib study run --device cuda --jobs 4 --time-limit 9
-    python -m seqrec_lib study run --device cpu --seeds-at-once --time-limit 0.2 \\
+    python -m seqrec_lib study run --device cpu --seeds-at-once --time-limit 0.5 \\
         --grid quick --results runs/quick
     """
     runs = _runs(grid, only)

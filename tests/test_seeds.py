@@ -8,6 +8,7 @@ import torch
 
 import seqrec_lib as sr
 from seqrec_lib.training import fitting
+from seqrec_lib.training import seeds as stacking
 from seqrec_lib.training.seeds import fit_seeds
 
 SPLIT = sr.leave_one_out(sr.worlds.series(num_users=150, num_items=40, num_genres=4, length=12))
@@ -36,6 +37,21 @@ def test_each_seed_is_the_run_it_would_have_been_alone(attention, loss):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
 
 
+def test_scores_of_all_models_at_once_change_nothing(monkeypatch):
+    """As on a GPU, against one loss after the other."""
+    options = {"seeds": [0, 1, 2], "epochs": 2, "batch_size": 32, "progress": False}
+    found = []
+    for at_once in (False, True):
+        monkeypatch.setattr(stacking, "_afford_scores", lambda known, at_once=at_once: at_once)
+        made = models(options["seeds"])
+        histories = fit_seeds(made, SPLIT, device="cpu", **options)
+        found.append((made, [history.column("loss") for history in histories]))
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
+
+
 def test_stosa_too():
     together, alone = (
         sr.STOSA(SPLIT.num_items, max_len=10, dim=8, dropout=0.0, seed=0).double() for _ in range(2)
@@ -49,7 +65,7 @@ def test_stosa_too():
 
 @pytest.mark.parametrize("attention", ["softmax", "awrsr-additive", "wasserstein"])
 def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
-    """On a CPU only the loss takes it, so the way of a GPU is gone here: few shapes, bfloat16."""
+    """On a CPU only the loss takes it, so the way of a GPU is gone here."""
     kind, loss = (sr.STOSA, "bpr") if attention == "wasserstein" else (sr.SASRec, "ce")
     sizes = {"max_len": 10, "dim": 8, "num_heads": 2, "attention": attention}
     runs = []
@@ -57,6 +73,7 @@ def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
         if mixed:
             way = lambda where, precision: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
             monkeypatch.setattr(fitting, "_mixed", way)
+            monkeypatch.setattr(stacking, "_afford_scores", lambda known: True)
         made = [kind(SPLIT.num_items, **sizes, seed=seed) for seed in (0, 1)]
         options = {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}
         runs.append(fit_seeds(made, SPLIT, loss, seeds=[0, 1], **options))

@@ -206,9 +206,9 @@ class Single:
         """What the models know after each of their items (K, B, L): (.., D), one or several."""
         return self.model.encode(items[0])
 
-    def loss(self, which: int, function: Callable, *arguments: Any) -> Tensor:
-        """``function`` of one of the models."""
-        return function(self.model, *arguments)
+    def losses(self, loss: Callable, *arguments: Sequence[Any]) -> Tensor:
+        """The loss of each model, (K,); of its arguments there is a list, one a model."""
+        return torch.stack([loss(self.model, *own) for own in zip(*arguments, strict=True)])
 
     def write_back(self) -> None:
         """Let the models hold what has been learnt."""
@@ -271,11 +271,8 @@ def train(
         with _mixed(where, recipe.precision if where.type != "cpu" else "float32"):
             known = _at(learner.encode(batch.items), batch)
         with _mixed(where, recipe.precision):
-            each = zip(known, batch.targets.split(batch.sizes), drawn, strict=True)
-            values = torch.stack([
-                learner.loss(which, LOSSES[recipe.loss], *arguments)
-                for which, arguments in enumerate(each)
-            ])  # fmt: skip
+            targets = batch.targets.split(batch.sizes)
+            values = learner.losses(LOSSES[recipe.loss], known, targets, drawn)
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
         optimizer.step()

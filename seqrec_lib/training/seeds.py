@@ -14,13 +14,16 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import stack_module_state
+from torch.nn.utils.rnn import pad_sequence
 
 from ..data.splits import Split
 from ..models.dropout import Dropout
 from .fitting import Recipe, fit, train
 from .history import History
+from .losses import ce as cross_entropy
 
 __all__ = ["fit_seeds"]
 
@@ -93,9 +96,6 @@ class Stacked:
 
     def encode(self, items: Tensor) -> Any:
         """items (K, B, L) -> (K, B, L, D), model by model; one or several."""
-        # Taken apart once: each model's slice by itself would have a gradient as large as all.
-        apart = (stack.unbind() for stack in self.parameters)
-        self.apart = list(zip(*apart, strict=True))
 
         def one(items: Tensor, *tensors: Tensor):
             self._put(tensors)
@@ -104,10 +104,34 @@ class Stacked:
         vmapped = torch.vmap(one, randomness="different")
         return vmapped(items, *self.parameters, *self.buffers)
 
-    def loss(self, which: int, function: Callable, *arguments: Any) -> Tensor:
-        """``function`` of one of the models; gradients reach the stacked parameters."""
-        self._put((*self.apart[which], *(buffer[which] for buffer in self.buffers)))
-        return function(self.skeleton, *arguments)
+    def losses(self, loss: Callable, *arguments: Sequence[Any]) -> Tensor:
+        """The loss of each model, (K,); of its arguments there is a list, one a model."""
+        known, targets, _ = arguments
+        if loss is cross_entropy and torch.is_tensor(known[0]) and _afford_scores(known[0]):
+            return self._cross_entropies(known, targets)
+        # Taken apart once: each model's slice by itself would have a gradient as large as all.
+        apart = zip(*(stack.unbind() for stack in (*self.parameters, *self.buffers)), strict=True)
+        values = []
+        for tensors, own in zip(apart, zip(*arguments, strict=True), strict=True):
+            self._put(tensors)
+            values.append(loss(self.skeleton, *own))
+        return torch.stack(values)
+
+    def _cross_entropies(self, known: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """All models' scores at once, held whole, where each chunk would cost its start."""
+
+        def scores(known: Tensor, *tensors: Tensor) -> Tensor:
+            self._put(tensors)
+            table, bias = self.skeleton.readout()
+            products = self.skeleton.queries(known) @ table[1:].T
+            return products if bias is None else products + bias[1:]
+
+        known, targets = (pad_sequence(each, batch_first=True) for each in (known, targets))
+        logits = torch.vmap(scores)(known, *self.parameters, *self.buffers)  # (K, n, num_items)
+        values = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten() - 1, ignore_index=-1, reduction="none"
+        )
+        return values.view(targets.shape).sum(1) / (targets > 0).sum(1)
 
     def _put(self, tensors: Sequence[Tensor]) -> None:
         for (place, name), tensor in zip(self.places, tensors, strict=True):
@@ -131,6 +155,11 @@ class Stacked:
                 for name, moment in optimizer.state.pop(before).items()
             }
         optimizer.param_groups[0]["params"] = list(self.parameters)
+
+
+def _afford_scores(known: Tensor) -> bool:
+    """A GPU has the memory to hold the scores of all positions, and no time for chunks."""
+    return known.is_cuda
 
 
 def _place(model: nn.Module, path: str) -> tuple[dict[str, Tensor | None], str]:
