@@ -58,7 +58,6 @@ SWAPS = ("uniform", "last")
 #: Multiplications and additions a second that one core may be expected to do in training.
 RATE = 2.5e10
 
-
 #: Runs that are done together.
 Job = tuple[Run, ...]
 
@@ -113,7 +112,8 @@ def run_job(
 
     Args:
         job: runs that differ in their seed alone. One is trained by :func:`~seqrec_lib.fit`,
-            several at once by :func:`~seqrec_lib.fit_seeds`; ``seconds`` is then a seed's share.
+            several at once by :func:`~seqrec_lib.fit_seeds`; ``seconds`` is then a seed's share,
+            and the peak memory that of all.
         device: as in :func:`~seqrec_lib.fit`.
         threads: of torch on a CPU; part of the record, for sums depend on their order.
         checkpoint: as in :func:`~seqrec_lib.fit`.
@@ -348,25 +348,26 @@ def operations(run: Run) -> float:
 def estimate(runs: Iterable[Run], store: Store, device: str = "auto") -> dict[Run, float]:
     """Seconds that each run may take.
 
-    Seconds an operation, and epochs, are those of the records nearest to it: of its data set,
-    model and weighting, else of its data set and model, else of all. They count where they were
-    made on such a device; without any, a core does ``RATE`` and half the epochs are needed.
+    Seconds an operation, and the share of its epochs that it needs, are those of the records
+    nearest to it: of its data set, model and weighting, else of its data set and model. Of other
+    data only the pace counts, and half the epochs are expected; without a record made on such a
+    device, a core does ``RATE``.
     """
     where, known = pick_device(device).type, {}
     for record in store:
         if record["model"] in NEURAL and record["device"].startswith(where):
             run = Run(**{name: record[name] for name in AXES}, config=record["config"])
             pace = record["seconds"] / (operations(run) * record["epochs"])
+            share = record["epochs"] / run.config["epochs"]
             for near in _near(run):
-                known.setdefault(near, []).append((pace, record["epochs"]))
+                known.setdefault(near, []).append((pace, share if near else 0.5))
 
     def seconds(run: Run) -> float:
         if run.model in BASELINES:
             return 1.0
-        most = run.config["epochs"]
-        seen = next((known[near] for near in _near(run) if near in known), [(1 / RATE, most / 2)])
-        pace, epochs = np.median(seen, axis=0)
-        return float(operations(run) * pace * min(epochs, most))
+        seen = next((known[near] for near in _near(run) if near in known), [(1 / RATE, 0.5)])
+        pace, share = np.median(seen, axis=0)
+        return float(operations(run) * pace * share * run.config["epochs"])
 
     return {run: seconds(run) for run in runs}
 
