@@ -52,6 +52,17 @@ def test_scores_of_all_models_at_once_change_nothing(monkeypatch):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_learns_what_a_cpu_does():
+    found = []
+    for device in ("cpu", "cuda"):
+        made = models([0, 1])
+        options = {"epochs": 3, "patience": 1, "batch_size": 32, "progress": False}
+        found.append(fit_seeds(made, SPLIT, seeds=[0, 1], device=device, **options))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a.column("loss"), b.column("loss"), rtol=1e-6)
+
+
 def test_stosa_too():
     together, alone = (
         sr.STOSA(SPLIT.num_items, max_len=10, dim=8, dropout=0.0, seed=0).double() for _ in range(2)
