@@ -3,8 +3,8 @@
     python benchmarks/bench_seeds.py [--datasets world-series beauty ml-1m] [--precision bfloat16]
 
 On the device that there is (``SEQREC_DEVICE``, else CUDA, else the CPU), side by side: an epoch of
-each seed by itself and an epoch of all at once take turns. SASRec of two blocks and one head, cross-entropy over all
-items, batches of 128 users; whole epochs, without validation.
+each seed by itself and an epoch of all at once take turns. SASRec of two blocks and one head,
+cross-entropy over all items, batches of 128 users; whole epochs, without validation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def data(dataset: str, users: int | None) -> tuple[sr.Split, dict[str, int]]:
 
 
 def epoch_seconds(dataset: str, users: int | None, precision: str, seeds: list[int]) -> float:
-    """One epoch of all ``seeds`` at once (one seed: of ``fit``)."""
+    """One epoch of all ``seeds`` at once; of one, by ``fit``."""
     split, sizes = data(dataset, users)
     models = [sr.SASRec(split.num_items, **sizes, seed=seed) for seed in seeds]
     options = {"epochs": 2, "precision": precision, "progress": False}  # the first warms up
