@@ -39,6 +39,14 @@ def test_leave_one_out_by_hand():
         split.part("tset")
 
 
+def test_a_refit_trains_on_everything_but_the_test_items():
+    inter = Interactions([[1, 2, 3, 4], [5, 6], [2, 2, 1]], num_items=6)
+    split, refit = leave_one_out(inter), leave_one_out(inter, refit=True)
+    assert [list(s) for s in refit.train.sequences] == [[1, 2, 3], [5, 6], [2, 2]]
+    assert questions(refit.test) == questions(split.test)
+    assert len(refit.validation) == 0 and refit.name == "leave-one-out-refit"
+
+
 @given(logs())
 def test_leave_one_out_equals_the_naive_one_and_loses_nothing(inter):
     split = leave_one_out(inter)

@@ -597,3 +597,23 @@ def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
     outcomes = list(runner._spread(kills_itself, jobs, 2, "loky", tmp_path))
     assert sorted(o.run.seed for o in outcomes) == [0, 1, 2, 3]
     assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}
+
+
+def test_a_refit_learns_the_validation_items_and_validates_on_nothing():
+    blocks = {"splits": ["leave-one-out-refit"], "attentions": ["awrsr-additive"], "seeds": [0]}
+    (run,) = load_grid(with_runs(blocks))
+    record = run_one(run)
+    assert record["users"] == {"training": 80, "validation": 0, "test": 80}
+    assert record["validation"] == {} and record["test"].keys() >= {"HR@10", "NDCG@10"}
+    assert record["best_epoch"] == record["epochs"] == 3  # nothing chose an earlier one
+    assert "refinement-by-position" in record["swapped"]
+    (usual,) = load_grid(with_runs({**blocks, "splits": ["leave-one-out"]}))
+    assert run_one(usual)["curve"]["loss"] != record["curve"]["loss"]
+
+
+def test_the_record_of_a_refit_is_read_with_the_others(tmp_path):
+    blocks = {"splits": ["leave-one-out-refit", "leave-one-out"], "seeds": [0]}
+    run_grid(load_grid(with_runs(blocks)), results=tmp_path / "results", scratch=tmp_path)
+    table = results(tmp_path / "results").set_index("split")
+    assert np.isnan(table.loc["leave-one-out-refit", "validation NDCG@10"])
+    assert table.loc["leave-one-out", "validation NDCG@10"] > 0

@@ -53,7 +53,7 @@ class Split:
         train: what a model may learn from. ``train.num_items`` is that of the whole log.
         validation: for early stopping and for choosing hyperparameters.
         test: for the number that is reported.
-        name: "leave-one-out" or "global-temporal".
+        name: "leave-one-out", "leave-one-out-refit" or "global-temporal".
         dropped: how many events of the log are in no part, by reason.
         notes: other numbers worth knowing (users, questions, the cutoff), by name.
     """
@@ -83,23 +83,27 @@ class Split:
         )
 
 
-def leave_one_out(inter: Interactions) -> Split:
+def leave_one_out(inter: Interactions, refit: bool = False) -> Split:
     """Each user's last item is the test target, the one before it the validation target.
 
     Users with fewer than three events cannot give a target, a validation target and
     something to learn from: they stay in training whole, counted in
     ``notes["users kept whole in training"]``. ``split.train`` has the same users, in the
     same rows, as ``inter``. Test histories include the validation item. Nothing is dropped.
+
+    Args:
+        refit: for a last training, when settings and the number of epochs have been chosen:
+            training holds the validation targets, too, and the validation part is empty.
     """
     lengths = inter.lengths
     users = np.flatnonzero(lengths >= 3)
     from_end = np.repeat(lengths, lengths) - inter.sequences.position  # 1 for a last event
     short = np.repeat(lengths < 3, lengths)
     return Split(
-        train=inter.keep_events(short | (from_end > 2)),
-        validation=_questions(inter.sequences.keep(from_end > 1), users),
+        train=inter.keep_events(short | (from_end > (1 if refit else 2))),
+        validation=_questions(inter.sequences.keep(from_end > 1), users[:0] if refit else users),
         test=_questions(inter.sequences, users),
-        name="leave-one-out",
+        name="leave-one-out-refit" if refit else "leave-one-out",
         notes={"users kept whole in training": int((lengths < 3).sum())},
     )
 

@@ -25,12 +25,12 @@ import inspect
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..data import DATASETS, worlds
+from ..data import DATASETS, global_temporal, leave_one_out, worlds
 from ..models import ItemKNN, MarkovChain, Popularity
 from ..models.loose import LooseUniformAttention
 from ..models.saving import MODELS
@@ -42,7 +42,12 @@ __all__ = ["BASELINES", "GRIDS", "NEURAL", "WORLD", "Run", "load_grid", "select"
 BASELINES = {"popularity": Popularity, "markov": MarkovChain, "item-knn": ItemKNN}
 NEURAL = {name.lower(): kind for name, kind in MODELS.items()}
 ATTENTIONS = (*WEIGHTINGS, LooseUniformAttention.name)
-SPLITS = ("leave-one-out", "global-temporal")
+#: Ways of splitting a log, by the names that runs give them.
+SPLITS = {
+    "leave-one-out": leave_one_out,
+    "leave-one-out-refit": partial(leave_one_out, refit=True),
+    "global-temporal": global_temporal,
+}
 WORLD = "world-"  # a data set of this prefix is drawn, not loaded
 GRIDS = Path(__file__).parent / "grids"
 
@@ -60,7 +65,7 @@ class Run:
 
     Attributes:
         dataset: a key of ``DATASETS``, or ``world-`` and the name of a world.
-        split: "leave-one-out" or "global-temporal".
+        split: a key of ``SPLITS``.
         model: "sasrec", .., or a baseline: "popularity", "markov", "item-knn".
         attention, loss: names; "none" for baselines.
         variant: tells apart runs that differ in their configuration alone.

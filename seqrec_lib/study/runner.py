@@ -36,7 +36,7 @@ import torch
 from ..analysis.intervene import intervene
 from ..analysis.refinement import refinement_by_position
 from ..analysis.statistics import attention_statistics
-from ..data import DATASETS, Interactions, global_temporal, leave_one_out, load_dataset, worlds
+from ..data import DATASETS, Interactions, load_dataset, worlds
 from ..data.splits import Split
 from ..device import device as pick_device
 from ..evaluation import Metrics, evaluate
@@ -44,7 +44,7 @@ from ..files import atomic_path
 from ..models import save
 from ..models.weighting import Refined
 from ..training import fit, fit_seeds
-from .grid import AXES, BASELINES, NEURAL, WORLD, Run
+from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run
 from .records import Store, rounded
 
 __all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
@@ -170,7 +170,7 @@ def _fit_neural(job: Job, split: Split, where: torch.device, checkpoint, on_epoc
         (model, {
             "curve": {name: history.column(name) for name in history.epochs[0] if name != "epoch"},
             "epochs": len(history),
-            "best_epoch": history.best_epoch,
+            "best_epoch": history.best_epoch if len(split.validation) else len(history),
             "stopped": history.stopped,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seconds": history.seconds,
@@ -206,8 +206,7 @@ def _data(dataset: str, split: str, arguments: str) -> tuple[Split, str]:
         inter = getattr(worlds, dataset.removeprefix(WORLD))(**json.loads(arguments))
     else:
         inter = load_dataset(dataset)
-    cut = leave_one_out if split == "leave-one-out" else global_temporal
-    return cut(inter), data_sha256(inter)
+    return SPLITS[split](inter), data_sha256(inter)
 
 
 def data_sha256(inter: Interactions) -> str:
@@ -223,10 +222,13 @@ def data_sha256(inter: Interactions) -> str:
 
 
 def _measure(run: Run, model, split: Split) -> dict[str, Any]:
-    validation, test = (evaluate(model, split, part=part) for part in ("validation", "test"))
+    test, validation = evaluate(model, split), {}
+    if len(split.validation):  # a refit has none
+        found = evaluate(model, split, part="validation")
+        validation = {"validation": found, "validation_filtered": found.filtered}
     inside = {"mixing": {}, "profile": {}, "swapped": {}}
     return {
-        "validation": validation, "validation_filtered": validation.filtered,
+        "validation": {}, "validation_filtered": {}, **validation,
         "test": test, "test_filtered": test.filtered,
         "by_length": _by_length(test, split),
         **(_inside(model, split) if run.model in NEURAL else inside),
@@ -258,7 +260,8 @@ def _inside(model, split: Split) -> dict[str, Any]:
     coarse = rounded({"by_position": profile, "maps": found["maps"]}, digits=3)
     swaps, swapped = dict(zip(SWAPS, SWAPS, strict=True)), {}
     if isinstance(model.blocks[0].attention.weighting, Refined):
-        swaps["refinement-by-position"] = refinement_by_position(model, split)
+        part = "validation" if len(split.validation) else "test"  # no target is looked at
+        swaps["refinement-by-position"] = refinement_by_position(model, split, part)
     for name, change in swaps.items():
         with intervene(model, change):
             test = evaluate(model, split)
