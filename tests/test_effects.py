@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -165,3 +166,10 @@ def test_what_cannot_be_measured_is_refused():
 def test_two_pairs_have_no_unbiased_effect_but_an_interval():
     effect = hedges_g([1, 2], [0, 0.5], paired=True)  # J = Gamma(1/2) / (.. Gamma(0)) = 0
     assert effect.g == 0 and effect.low < 0 < effect.high
+
+
+def test_one_constant_group_is_judged_by_the_other_and_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = equivalence([0.5, 0.5], [0.4, 0.6], margin=0.05)
+    assert found.verdict == "undecided" and found.low < found.difference < found.high
