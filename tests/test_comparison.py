@@ -14,7 +14,6 @@ from seqrec_lib.study.comparison import (
     detectable,
     epochs_to,
     gains,
-    gains_by_length,
     holm,
     published_gains,
     relative_difference,
@@ -116,6 +115,7 @@ def record(value, curve):
     }
     groups = {"5-9": (300, metrics), "10-19": (200, half), "20-49": (5, half)}
     own = {
+        "users": {"training": 500, "validation": 500, "test": 505},
         "validation": {name: value + 0.01 for name in metrics},
         "test": metrics,
         "test_filtered": metrics,
@@ -185,16 +185,17 @@ def test_a_small_difference_is_equivalent_and_a_variant_can_be_compared(root):
     assert gains("recency", grid=GRID, root=root).empty
 
 
-def test_gains_by_length_leave_out_groups_of_few(root):
-    table = gains_by_length(grid=GRID, root=root, dataset="world-markov")
+def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):
+    table = gains(grid=GRID, root=root, dataset="world-markov", min_users=100)
     assert list(table["length"]) == ["5-9", "10-19"] and list(table["users"]) == [300, 200]
-    whole = gains(grid=GRID, root=root)["change"][0]
-    assert table["change"].to_list() == pytest.approx([whole, whole])
-    assert (
-        gains_by_length(grid=GRID, root=root, dataset="world-taste")["verdict"]
-        .isin(["runs missing"])
-        .all()
-    )
+    (whole,) = gains(grid=GRID, root=root, dataset="world-markov").to_dict("records")
+    assert whole["length"] == "all"
+    assert table["change"].to_list() == pytest.approx([whole["change"]] * 2)
+    taste = gains(grid=GRID, root=root, dataset="world-taste", min_users=100)
+    assert len(taste) and set(taste["verdict"]) == {"runs missing"}
+    (at_most_1,) = {*gains(grid=GRID, root=root, dataset="world-markov", margin=1.0)["verdict"]}
+    by_length = gains(grid=GRID, root=root, dataset="world-markov", margin=1.0, min_users=100)
+    assert at_most_1 == "equivalent" and set(by_length["verdict"]) == {"equivalent"}
 
 
 def test_epochs_are_counted_to_one_goal_for_all(root):

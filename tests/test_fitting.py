@@ -219,6 +219,7 @@ def test_without_validation_the_last_epoch_is_kept():
     _, history = train(model, split, patience=1, on_epoch=lambda _: states.append(weights(model)))
     assert len(history) == 3 and torch.equal(weights(model), states[-1])
     assert set(history.epochs[0]) == {"epoch", "loss", "seconds"}
+    assert history.best_epoch == 3 and history.best == history.epochs[-1]
 
 
 def test_the_history_tells_what_happened():
@@ -230,7 +231,7 @@ def test_the_history_tells_what_happened():
     assert math.isnan(history.column("no such thing")[0])
     assert sr.History(**json.loads(json.dumps(history.to_dict()))) == history
     assert "3 epochs" in repr(history) and "no epoch" in repr(sr.History())
-    with pytest.raises(ValueError, match="no epoch has been validated"):
+    with pytest.raises(ValueError, match="no epoch has ended"):
         sr.History().best  # noqa: B018
 
 

@@ -121,9 +121,9 @@ def test_the_main_grid_covers_both_papers():
         for attention in ("softmax", "uniform", "awrsr-additive", "positional"):
             assert all((dataset, attention, seed) in core for seed in range(5))
     # Within a data set, only what a block is about may differ.
-    for group in tables._settings(runs, {"model": "sasrec", "loss": "ce", "variant": "main"}):
+    for group in tables.settings_of(runs, {"model": "sasrec", "loss": "ce", "variant": "main"}):
         place = {"dataset": group[0].dataset, "split": group[0].split, "loss": "ce"}
-        softmax = tables._settings(runs, {**place, "attention": "softmax", "variant": "main"})
+        softmax = tables.settings_of(runs, {**place, "attention": "softmax", "variant": "main"})
         assert group[0].config == softmax[0][0].config
 
 

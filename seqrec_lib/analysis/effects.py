@@ -120,7 +120,7 @@ def hedges_g(a, b, *, paired: bool = False, level: float = 0.95) -> EffectSize:
         ValueError: fewer than two values, values that are not finite, pairs of unequal
             number, or no spread at all.
     """
-    a, b = _samples(a, b, paired)
+    a, b = checked_samples(a, b, paired)
     if paired:
         x = a - b
         freedom, scale = len(x) - 1, 1 / math.sqrt(len(x))
@@ -157,7 +157,7 @@ def paired_difference(a, b, *, level: float = 0.95) -> Difference:
     Raises:
         ValueError: as :func:`hedges_g`.
     """
-    a, b = _samples(a, b, paired=True)
+    a, b = checked_samples(a, b, paired=True)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(level)
     return Difference(
@@ -192,7 +192,7 @@ def equivalence(
     Raises:
         ValueError: as :func:`hedges_g`, or a margin that is not positive.
     """
-    a, b = _samples(a, b, paired)
+    a, b = checked_samples(a, b, paired)
     margin = float(margin * abs(a.mean()) if relative else margin)
     if not margin > 0:
         raise ValueError(f"the margin must be positive, got {margin}")
@@ -216,7 +216,7 @@ def equivalence(
     )
 
 
-def _samples(a, b, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+def checked_samples(a, b, paired: bool) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 1 or len(x) < 2:

@@ -15,10 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import optimize, stats
 
-from ..analysis.effects import _samples, equivalence
+from ..analysis.effects import checked_samples, equivalence
 from .grid import Run, load_grid
 from .records import Store
-from .tables import Root, _interval, _mean, _published, _readable, _settings, command
+from .tables import (
+    Root,
+    command,
+    mean_or_nan,
+    published_data,
+    reader,
+    settings_of,
+    student_interval,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +37,6 @@ __all__ = [
     "detectable",
     "epochs_to",
     "gains",
-    "gains_by_length",
     "holm",
     "published_gains",
     "relative_difference",
@@ -72,7 +79,7 @@ def relative_difference(new, reference, *, level: float = 0.95) -> Change:
     Raises:
         ValueError: fewer than two values, no spread at all, or a mean that is not positive.
     """
-    samples = _samples(new, reference, paired=False)
+    samples = checked_samples(new, reference, paired=False)
     means = [x.mean() for x in samples]
     if min(means) <= 0:
         raise ValueError(f"a ratio needs positive means, got {means[0]:.3g} and {means[1]:.3g}")
@@ -121,6 +128,7 @@ def gains(
     metric: str = "test NDCG@10",
     margin: float = 0.05,
     level: float = 0.95,
+    min_users: int | None = None,
     grid: str | Path | Mapping[str, Any] = "main",
     root: Root = None,
     **only: Any,
@@ -130,63 +138,36 @@ def gains(
     Args:
         new, reference: a weighting, or (weighting, variant).
         margin: the smallest gain or loss that matters, as a share of the reference.
+        min_users: judge users with histories of each length apart, in groups of so many or more;
+            None judges all as one.
         only: keep the runs with these properties, such as ``dataset=["beauty", "ml-1m"]``.
 
     Returns:
-        a row for each data set, split, model and loss: ``new``, ``reference`` (labels),
-        ``metric``, ``seeds`` (the smaller number), ``mean_reference``, ``mean_new``, ``change``
-        with ``low``, ``high``, ``p`` (:func:`relative_difference`), the ``verdict``, and
-        ``missing``, the command for runs without a record. Verdicts: "equivalent" (within the
-        margin, by two one-sided tests), else "helps" or "hurts" (an interval on one side of 0),
-        else "undecided"; "runs missing" with fewer than two seeds of either.
+        a row for each data set, split, model and loss (and length): ``new``, ``reference``
+        (labels), ``metric``, ``length`` (such as "10-19", or "all"), ``users``, ``seeds`` (the
+        smaller number), ``mean_reference``, ``mean_new``, ``change`` with ``low``, ``high``, ``p``
+        (:func:`relative_difference`), the ``verdict``, and ``missing``, the command for runs
+        without a record. Verdicts: "equivalent" (within the margin, by two one-sided tests), else
+        "helps" or "hurts" (an interval on one side of 0), else "undecided"; "runs missing" with
+        fewer than two seeds of either.
     """
     import pandas as pd
 
     part, name = metric.split(" ")
     rows = []
-    for setting, ours, theirs, missing in _both(new, reference, grid, root, only):
-        x, y = ([record[part][name] for record in side] for side in (ours, theirs))
-        rows.append({
-            **setting, "metric": metric, "seeds": min(len(x), len(y)),
-            "mean_reference": _mean(np.array(y)), "mean_new": _mean(np.array(x)),
-            **_judge(x, y, margin, level), "missing": missing,
-        })  # fmt: skip
-    columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "seeds",
-               "mean_reference", "mean_new", "change", "low", "high", "p", "verdict",
-               "missing"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
-
-
-def gains_by_length(
-    new: Setting = "awrsr-additive",
-    reference: Setting = "softmax",
-    metric: str = "test NDCG@10",
-    level: float = 0.95,
-    min_users: int = 100,
-    grid: str | Path | Mapping[str, Any] = "main",
-    root: Root = None,
-    **only: Any,
-) -> pd.DataFrame:
-    """As :func:`gains`, for users with histories of each length; groups too small are left out.
-
-    Columns: as there, with ``length`` (such as "10-19") and ``users``, without ``missing``.
-    """
-    import pandas as pd
-
-    part, name = metric.split(" ")
-    rows = []
-    for setting, ours, theirs, _ in _both(new, reference, grid, root, only):
-        for length, group in (ours or [{"by_length": {}}])[0]["by_length"].items():
-            if group["users"] < min_users:
-                continue
-            x, y = (
-                [r["by_length"][length][part][name] for r in side if length in r["by_length"]]
-                for side in (ours, theirs)
-            )
-            row = {**setting, "metric": metric, "length": length, "users": group["users"]}
-            rows.append({**row, "seeds": min(len(x), len(y)), **_judge(x, y, 0.05, level)})
+    for setting, *sides, missing in _both(new, reference, grid, root, only):
+        groups = [[_groups(record, min_users) for record in side] for side in sides]
+        for length, example in [*groups[0], *groups[1], _groups(None, min_users)][0].items():
+            x, y = ([r[length][part][name] for r in side if length in r] for side in groups)
+            rows.append({
+                **setting, "metric": metric, "length": length, "users": example["users"],
+                "seeds": min(len(x), len(y)),
+                "mean_reference": mean_or_nan(y), "mean_new": mean_or_nan(x),
+                **_judge(x, y, margin, level), "missing": missing,
+            })  # fmt: skip
     columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "length",
-               "users", "seeds", "change", "low", "high", "p", "verdict"]  # fmt: skip
+               "users", "seeds", "mean_reference", "mean_new", "change", "low", "high", "p",
+               "verdict", "missing"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -226,7 +207,7 @@ def epochs_to(
             epochs = np.array(first if len(there) == len(first) else [math.nan], dtype=float)
             rows.append({
                 **dict(zip(by, key, strict=True)), "attention": attention, "goal": goal,
-                **_interval(epochs, level), "seeds": len(first), "reached": len(there),
+                **student_interval(epochs, level), "seeds": len(first), "reached": len(there),
             })  # fmt: skip
     columns = [*by, "attention", "goal", "seeds", "reached", "mean", "sd", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
@@ -257,9 +238,9 @@ def chosen(
     import pandas as pd
 
     store, runs, rows = Store(root), load_grid(grid), {}
-    read = _readable(store)
+    read = reader(store)
     groups: dict[tuple, dict[str, list[Run]]] = {}
-    for group in _settings(runs, {**only, "variant": list(candidates)}):
+    for group in settings_of(runs, {**only, "variant": list(candidates)}):
         run = group[0]
         key = (run.dataset, run.split, run.model, run.attention, run.loss)
         groups.setdefault(key, {})[run.variant] = group
@@ -279,8 +260,8 @@ def chosen(
             "tried": f"{len(found)} of {len(variants)}", "variant": best,
             setting: variants[best][0].config[setting] if best else math.nan,
             "seeds": len(records),
-            "validation": _mean(np.array([record["validation"][metric] for record in records])),
-            "test": _mean(np.array([record["test"][metric] for record in records])),
+            "validation": mean_or_nan([record["validation"][metric] for record in records]),
+            "test": mean_or_nan([record["test"][metric] for record in records]),
             "missing": command(left, runs, grid) if left else "",
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]
@@ -296,7 +277,7 @@ def published_gains() -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(_published()["gains"])
+    return pd.DataFrame(published_data()["gains"])
 
 
 def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping[str, Any]):
@@ -304,7 +285,7 @@ def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping
     store, runs = Store(root), load_grid(grid)
     sides = [(s, "main") if isinstance(s, str) else tuple(s) for s in (new, reference)]
     groups: dict[tuple, dict[tuple, list[Run]]] = {}
-    for group in _settings(runs, only):
+    for group in settings_of(runs, only):
         run = group[0]
         place = (run.dataset, run.split, run.model, run.loss)
         groups.setdefault(place, {})[run.attention, run.variant] = group
@@ -312,7 +293,7 @@ def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping
     for place, own in groups.items():
         if not all(side in own for side in sides):
             continue
-        records = [[r for r in map(_readable(store), own[side]) if r is not None] for side in sides]
+        records = [[r for r in map(reader(store), own[side]) if r is not None] for side in sides]
         left = [
             run
             for side, found in zip(sides, records, strict=True)
@@ -322,6 +303,15 @@ def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping
         setting = dict(zip(("dataset", "split", "model", "loss"), place, strict=True))
         setting |= {"new": names[0], "reference": names[1]}
         yield setting, *records, command(left, runs, grid) if left else ""
+
+
+def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str, Any]:
+    """The groups of test users that are judged apart, with their metrics as the record has them."""
+    record = record or {"users": {"test": 0}, "by_length": {}}
+    if min_users is None:
+        return {"all": {**record, "users": record["users"]["test"]}}
+    groups = record["by_length"].items()
+    return {length: group for length, group in groups if group["users"] >= min_users}
 
 
 def _judge(x: list[float], y: list[float], margin: float, level: float) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _fit_neural(job: Job, split: Split, where: torch.device, checkpoint, on_epoc
         (model, {
             "curve": {name: history.column(name) for name in history.epochs[0] if name != "epoch"},
             "epochs": len(history),
-            "best_epoch": history.best_epoch if len(split.validation) else len(history),
+            "best_epoch": history.best_epoch,
             "stopped": history.stopped,
             "parameters": sum(p.numel() for p in model.parameters()),
             "seconds": history.seconds,
@@ -222,13 +222,13 @@ def data_sha256(inter: Interactions) -> str:
 
 
 def _measure(run: Run, model, split: Split) -> dict[str, Any]:
-    test, validation = evaluate(model, split), {}
+    test, validation = evaluate(model, split), None
     if len(split.validation):  # a refit has none
-        found = evaluate(model, split, part="validation")
-        validation = {"validation": found, "validation_filtered": found.filtered}
+        validation = evaluate(model, split, part="validation")
     inside = {"mixing": {}, "profile": {}, "swapped": {}}
     return {
-        "validation": {}, "validation_filtered": {}, **validation,
+        "validation": validation or {},
+        "validation_filtered": validation.filtered if validation else {},
         "test": test, "test_filtered": test.filtered,
         "by_length": _by_length(test, split),
         **(_inside(model, split) if run.model in NEURAL else inside),

@@ -60,7 +60,7 @@ def missing(grid: str | Path | Mapping[str, Any] = "main", root: Root = None) ->
     import pandas as pd
 
     store, runs, rows = Store(root), load_grid(grid), []
-    for group in _settings(runs, {}):
+    for group in settings_of(runs, {}):
         if left := [run for run in group if store.state(run) != "done"]:
             setting = {name: left[0].axes[name] for name in SETTING}
             seeds = [run.seed for run in left]
@@ -99,12 +99,12 @@ def summarize(
     rows = []
     for key, group in table.groupby(list(by), sort=False):
         values = group[metric].to_numpy(float)
-        rows.append({**dict(zip(by, key, strict=True)), **_interval(values, level)})
+        rows.append({**dict(zip(by, key, strict=True)), **student_interval(values, level)})
     return pd.DataFrame(rows, columns=[*by, "seeds", "mean", "sd", "low", "high"])
 
 
-def _interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
-    n, mean = len(values), _mean(values)
+def student_interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    n, mean = len(values), mean_or_nan(values)
     sd = float(values.std(ddof=1)) if n > 1 else math.nan
     half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
     return {"seeds": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
@@ -132,8 +132,8 @@ def benchmark(
     import pandas as pd
 
     store, everything, rows = Store(root), load_grid(grid), {}
-    for runs in _settings(everything, only):
-        records = [record for record in map(_readable(store), runs) if record is not None]
+    for runs in settings_of(everything, only):
+        records = [record for record in map(reader(store), runs) if record is not None]
         done = {record["seed"] for record in records}
         row = {"seeds": f"{len(records)} of {len(runs)}"}
         for metric in metrics:
@@ -159,7 +159,7 @@ def label(run: Run | Mapping[str, Any]) -> str:
     return f"{axes['model']} {axes['attention']}" + (f" ({', '.join(told)})" if told else "")
 
 
-def _settings(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
+def settings_of(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
     """Runs that differ in the seed alone, together; only those ``only`` allows."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -174,7 +174,7 @@ def _settings(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
     return sorted(groups.values(), key=lambda group: order[group[0].dataset])
 
 
-def _readable(store: Store):
+def reader(store: Store):
     def read(run: Run) -> dict[str, Any] | None:
         return store.read(run) if store.state(run) == "done" else None
 
@@ -191,7 +191,7 @@ def _mean_sd(values: np.ndarray) -> str:
 
 
 @cache
-def _published() -> dict[str, Any]:
+def published_data() -> dict[str, Any]:
     return tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
 
 
@@ -213,7 +213,7 @@ def published() -> pd.DataFrame:
             "high": figure[metric][1],
             "source": figure["source"],
         }
-        for figure in _published()["figures"]
+        for figure in published_data()["figures"]
         for metric in ("HR@10", "NDCG@10")
     ]
     return pd.DataFrame(rows)
@@ -256,7 +256,12 @@ def effects(
 
     rows = []
     for setting, x, y in _pairs(table, a, b, metric):
-        row: dict[str, Any] = {**setting, "seeds": min(len(x), len(y)), a: _mean(x), b: _mean(y)}
+        row: dict[str, Any] = {
+            **setting,
+            "seeds": min(len(x), len(y)),
+            a: mean_or_nan(x),
+            b: mean_or_nan(y),
+        }
         try:
             g, test = hedges_g(x, y, level=level), equivalence(x, y, margin, relative=True)
         except ValueError:
@@ -325,7 +330,7 @@ def regimes(
             & (table["loss"] == row.loss)
         ]
         softmax = here[here["attention"] == "softmax"]
-        mixing = _interval(softmax[f"mixing {statistic}"].to_numpy(float), level)
+        mixing = student_interval(softmax[f"mixing {statistic}"].to_numpy(float), level)
         each = pd.concat(effects(here, metric=f"{part} {name}", level=level) for name in RELIANCE)
         g, low, high = each[["g", "g_low", "g_high"]].astype(float).mean(skipna=False)
         rows.append(
@@ -372,7 +377,7 @@ def published_regimes(level: float = 0.95, metrics: Sequence[str] = RELIANCE) ->
     """
     import pandas as pd
 
-    source = _published()["regimes"]
+    source = published_data()["regimes"]
     n = source["seeds"]
     shape = stats.norm.ppf((np.arange(n) + 0.5) / n)
     shape /= shape.std(ddof=1)  # any n values of spread 1 will do
@@ -412,8 +417,8 @@ def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
         yield dict(zip(by, key, strict=True)), x, y
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else math.nan
+def mean_or_nan(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
 
 
 def swapped(table: pd.DataFrame | None = None, metric: str = "test NDCG@10") -> pd.DataFrame:
@@ -479,14 +484,14 @@ def paired(
 
 
 def _compare_pairs(x: np.ndarray, y: np.ndarray, margin: float, level: float) -> dict[str, Any]:
-    found = {"seeds": len(x), "mean": _mean(x), "mean_against": _mean(y)}
+    found = {"seeds": len(x), "mean": mean_or_nan(x), "mean_against": mean_or_nan(y)}
     if len(x) < 2:
-        return found | {"difference": _mean(x) - _mean(y), "verdict": "too few seeds"}
+        return found | {"difference": mean_or_nan(x) - mean_or_nan(y), "verdict": "too few seeds"}
     try:
         difference = paired_difference(x, y, level=level)
         same = equivalence(x, y, margin, paired=True).equivalent
     except ValueError:  # every pair differs alike
-        return found | {"difference": _mean(x - y), "verdict": "undecided"}
+        return found | {"difference": mean_or_nan(x - y), "verdict": "undecided"}
     low, high = difference.low, difference.high
     verdict = "same" if same else "more" if low > 0 else "less" if high < 0 else "undecided"
     return found | {"difference": difference.mean, "low": low, "high": high, "verdict": verdict}

@@ -179,14 +179,14 @@ class Member:
     def add(self, entry: dict[str, float], patience: int | None) -> None:
         """An epoch has ended: is it the best, or the last?"""
         self.history.epochs.append(entry)
-        if self.history.monitor not in entry or self.history.best_epoch == entry["epoch"]:
+        if self.history.best_epoch == entry["epoch"]:
             self.best = _copy(self.model.state_dict())
         if self.patience_spent(patience):
             self.history.stopped = "patience"
 
     def patience_spent(self, patience: int | None) -> bool:
         history = self.history
-        if patience is None or not history.epochs or history.monitor not in history.epochs[-1]:
+        if patience is None or not history.epochs:
             return False
         return len(history) - history.best_epoch >= patience
 

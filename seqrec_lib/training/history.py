@@ -23,11 +23,17 @@ class History:
 
     @property
     def best(self) -> dict[str, float]:
-        """The entry of the best epoch: the highest monitored metric, the earliest of equals."""
-        scored = [entry for entry in self.epochs if self.monitor in entry]
-        if not scored:
-            raise ValueError("no epoch has been validated yet")
-        return max(scored, key=lambda entry: (entry[self.monitor], -entry["epoch"]))
+        """The entry of the best epoch: the highest monitored metric, the earliest of equals.
+
+        Where nothing is validated, it is the last epoch.
+
+        Raises:
+            ValueError: no epoch has ended.
+        """
+        if not self.epochs:
+            raise ValueError("no epoch has ended yet")
+        scored = [entry for entry in self.epochs if self.monitor in entry] or [self.epochs[-1]]
+        return max(scored, key=lambda entry: (entry.get(self.monitor, 0.0), -entry["epoch"]))
 
     @property
     def best_epoch(self) -> int:
