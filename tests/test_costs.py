@@ -41,6 +41,7 @@ def test_parameters_are_those_of_the_definitions():
         "last": 0,
         "recency": 2,
         "positional": n * n,
+        "softmax-positional": n * n,
         "awrsr-simple": 2 * n * n,
         "awrsr-value": 3 * n * n,
         "awrsr-additive": 3 * n * n,

@@ -21,7 +21,7 @@ def models(seeds, **options):
 
 @pytest.mark.parametrize("attention, loss", [
     ("softmax", "ce"), ("softmax", "bce"), ("uniform", "ce"), ("awrsr-additive", "ce"),
-    ("shuffled", "ce"), ("recency", "ce"), ("positional", "ce"),
+    ("shuffled", "ce"), ("recency", "ce"), ("positional", "ce"), ("softmax-positional", "ce"),
 ])  # fmt: skip
 def test_each_seed_is_the_run_it_would_have_been_alone(attention, loss):
     # bce draws its negatives from one generator for all seeds: only one seed can be compared.

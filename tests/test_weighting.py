@@ -378,6 +378,19 @@ def test_controls_follow_their_definitions():
     )
 
 
+@pytest.mark.parametrize("length", [1, 4, MAX_LEN])
+def test_scores_beside_a_map_are_torch_s_attention_with_a_bias(length):
+    made = w.make_weighting("softmax-positional").build(0, 2, MAX_LEN).double()
+    query, key, value = torch.randn(3, 3, 2, length, 5, dtype=torch.float64)
+    scores = query @ key.mT / math.sqrt(5)
+    allowed = torch.ones(3, 2, length, length, dtype=torch.bool).tril()
+    assert torch.equal(made(scores, allowed), w.masked_softmax(scores, allowed))  # M starts at 0
+    torch.nn.init.normal_(made.map)
+    bias = made.map[-length:, -length:].masked_fill(~allowed, -math.inf)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    assert torch.allclose(made(scores, allowed) @ value, expected, atol=1e-12)
+
+
 def test_a_threshold_keeps_only_like_tokens():
     scores = torch.randn(2, 1, 5, 5)
     allowed = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()

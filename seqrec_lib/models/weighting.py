@@ -36,6 +36,7 @@ __all__ = [
     "RefinedValue",
     "Shuffled",
     "Softmax",
+    "SoftmaxPositional",
     "Uniform",
     "Wasserstein",
     "Weighting",
@@ -217,6 +218,21 @@ class Positional(Weighting):
         return masked_softmax(_tail(self.map, allowed).expand(allowed.shape), allowed)
 
 
+class SoftmaxPositional(Positional):
+    """A = softmax(S + M + C): softmax's scores and, beside them, a learned map M of positions.
+
+    M starts at zero, and the model as plain softmax. This is the position bias of Raffel et al.
+    2020 (arXiv 1910.10683) with a number for each pair of positions rather than each distance,
+    and the control for :class:`RefinedAdditive`, which adds to S something that looks at items.
+    """
+
+    name = "softmax-positional"
+    uses_scores = True
+
+    def forward(self, scores, allowed):
+        return masked_softmax(scores + _tail(self.map, allowed), allowed)
+
+
 class Refined(Weighting):
     """Attention weight refinement: the rows of the attention map become tokens themselves.
 
@@ -369,6 +385,7 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
         Last,
         Recency,
         Positional,
+        SoftmaxPositional,
     )
 }
 
