@@ -117,6 +117,7 @@ def record(value, curve):
     own = {
         "users": {"training": 500, "validation": 500, "test": 505},
         "validation": {name: value + 0.01 for name in metrics},
+        "validation_filtered": {name: 1 - value for name in metrics},  # the other way round
         "test": metrics,
         "test_filtered": metrics,
         "by_length": {
@@ -200,9 +201,10 @@ def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):
 
 def test_epochs_are_counted_to_one_goal_for_all(root):
     table = results(root, dataset="world-markov", variant="main")
-    found = epochs_to(table).set_index("attention")
+    found = epochs_to(table, share=0.9).set_index("attention")
     assert found["goal"].tolist() == pytest.approx([0.45, 0.45])
     assert found["mean"].to_dict() == {"softmax": 3, "awrsr-additive": 2}
+    assert (found["fewest"] == found["mean"]).all() and (found["most"] == found["mean"]).all()
     higher = epochs_to(table, share=1.0).set_index("attention")
     assert higher.loc["softmax", "reached"] == 3 and np.isnan(higher.loc["softmax", "mean"])
     assert epochs_to(table, reference="uniform").empty
@@ -220,6 +222,20 @@ def test_each_weighting_chooses_on_validation(root):
     assert missing["variant"] == ["dropout-0.1"] and missing["seed"] == ["2", "3"]
     none = table.loc[("world-taste", "awrsr-additive")]
     assert none["variant"] == "" and none["seeds"] == 0 and none["missing"]
+
+
+def test_the_choice_is_made_by_the_ruler_that_chose_the_epochs(root, tmp_path):
+    grid = {**GRID, "config": {**GRID["config"], "filter_seen": True}}
+    for run in load_grid(grid):
+        if run.dataset == "world-markov" and run.seed < 2:
+            content = record(MARKOV[run.attention, run.variant][run.seed], [0.1])
+            Store(tmp_path).write(run, {**content, "config": dict(run.config)})
+    found = [
+        chosen(["main", "dropout-0.1"], grid=tried, root=folder, attention="softmax").iloc[0]
+        for tried, folder in ((GRID, root), (grid, tmp_path))
+    ]
+    assert [row["variant"] for row in found] == ["main", "dropout-0.1"]
+    assert found[1]["validation"] == pytest.approx(1 - 0.305)
 
 
 def test_candidates_are_compared_on_the_seeds_they_share(root, tmp_path):

@@ -25,7 +25,6 @@ from .tables import (
     published_data,
     reader,
     settings_of,
-    student_interval,
 )
 
 if TYPE_CHECKING:
@@ -171,9 +170,7 @@ def gains(
     return pd.DataFrame(rows, columns=columns)
 
 
-def epochs_to(
-    table: pd.DataFrame, share: float = 0.9, reference: str = "softmax", level: float = 0.95
-) -> pd.DataFrame:
+def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softmax") -> pd.DataFrame:
     """After how many epochs does each weighting reach ``share`` of the reference's best?
 
     The goal is the same for all weightings of a setting: ``share`` of what the reference reaches
@@ -185,8 +182,8 @@ def epochs_to(
 
     Returns:
         a row for each setting whose reference has records: ``goal``, ``seeds``, ``reached`` (how
-        many of them get there), and ``mean``, ``sd``, ``low``, ``high`` of the epochs, NaN unless
-        all do.
+        many of them get there), and the ``mean``, the ``fewest`` and the ``most`` epochs of a
+        seed, NaN unless all get there. So few whole numbers make no sensible interval.
     """
     import pandas as pd
 
@@ -207,9 +204,10 @@ def epochs_to(
             epochs = np.array(first if len(there) == len(first) else [math.nan], dtype=float)
             rows.append({
                 **dict(zip(by, key, strict=True)), "attention": attention, "goal": goal,
-                **student_interval(epochs, level), "seeds": len(first), "reached": len(there),
+                "seeds": len(first), "reached": len(there),
+                "mean": epochs.mean(), "fewest": epochs.min(), "most": epochs.max(),
             })  # fmt: skip
-    columns = [*by, "attention", "goal", "seeds", "reached", "mean", "sd", "low", "high"]
+    columns = [*by, "attention", "goal", "seeds", "reached", "mean", "fewest", "most"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -223,7 +221,9 @@ def chosen(
 ) -> pd.DataFrame:
     """For each weighting the variant that is best on validation, and what it reaches on test.
 
-    Candidates are compared on the seeds they share, so that none wins by having more of them.
+    Candidates are compared on the seeds they share, so that none wins by having more of them, and
+    by the ruler their epochs were chosen by: the ranking of new items where the configuration
+    says ``filter_seen``, of all items elsewhere.
 
     Args:
         candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
@@ -232,8 +232,8 @@ def chosen(
     Returns:
         a row for each data set, split, model, attention and loss: ``tried`` (candidates with
         records, of those the grid has), ``variant`` (the choice, "" without records) and its
-        value of ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds) and
-        ``missing``, the command for the rest.
+        value of ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds, by that
+        ruler) and ``missing``, the command for the rest.
     """
     import pandas as pd
 
@@ -245,13 +245,15 @@ def chosen(
         key = (run.dataset, run.split, run.model, run.attention, run.loss)
         groups.setdefault(key, {})[run.variant] = group
     for key, variants in groups.items():
+        by_new = next(iter(variants.values()))[0].config.get("filter_seen", False)
+        validation, test = (part + "_filtered" * by_new for part in ("validation", "test"))
         found = {name: _by_seed(map(read, group)) for name, group in variants.items()}
         left = [run for name, group in variants.items() for run in group
                 if run.seed not in found[name]]  # fmt: skip
         found = {name: records for name, records in found.items() if records}
         shared = set.intersection(*map(set, found.values())) if found else set()
         reached = {
-            name: np.mean([records[seed]["validation"][metric] for seed in shared or records])
+            name: np.mean([records[seed][validation][metric] for seed in shared or records])
             for name, records in found.items()
         }
         best = max(reached, key=reached.get) if reached else ""
@@ -260,8 +262,8 @@ def chosen(
             "tried": f"{len(found)} of {len(variants)}", "variant": best,
             setting: variants[best][0].config[setting] if best else math.nan,
             "seeds": len(records),
-            "validation": mean_or_nan([record["validation"][metric] for record in records]),
-            "test": mean_or_nan([record["test"][metric] for record in records]),
+            "validation": mean_or_nan([record[validation][metric] for record in records]),
+            "test": mean_or_nan([record[test][metric] for record in records]),
             "missing": command(left, runs, grid) if left else "",
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]
