@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,13 +61,20 @@ def matrix_rate(dtype: torch.dtype = torch.float32, seconds: float = 3.0) -> flo
     return best
 
 
-def floor_operations(lengths: np.ndarray, num_items: int, dim: int, blocks: int) -> float:
-    """Operations of one epoch that no program can do without, forward and backward.
+def matrix_rates() -> dict[str, float]:
+    """Those of both precisions, by name."""
+    return {"float32": matrix_rate(), "bfloat16": matrix_rate(torch.bfloat16)}
+
+
+def floor_operations(
+    lengths: np.ndarray, num_items: int, dim: int, blocks: int
+) -> tuple[float, float]:
+    """Operations of one epoch that no program can do without: the blocks' and the loss's.
 
     Only products, only real positions, only allowed pairs: per position six D x D maps a block
     (query, key, value, output, two of the feed-forward part) and the scores of all items; per
-    allowed pair two vectors of length D a block (score and sum). A gradient costs twice the
-    forward pass.
+    allowed pair two vectors of length D a block (score and sum). Forward and backward pass: a
+    gradient costs twice the forward pass.
 
     Args:
         lengths: of the training sequences as the model reads them (their last item is a target
@@ -75,7 +82,16 @@ def floor_operations(lengths: np.ndarray, num_items: int, dim: int, blocks: int)
     """
     n = lengths.astype(float)
     per_block = n.sum() * 6 * dim**2 + (n * (n + 1) / 2).sum() * 2 * dim
-    return 3 * 2 * (blocks * per_block + n.sum() * num_items * dim)
+    return 3 * 2 * blocks * per_block, 3 * 2 * n.sum() * num_items * dim
+
+
+def floor_seconds(
+    operations: tuple[float, float], rates: Sequence[dict[str, float]], precision: str = "float32"
+) -> float:
+    """The operations over the fastest rates: ``precision`` is that of the loss alone, as in fit."""
+    fastest_of = {name: max(rate[name] for rate in rates) for name in ("float32", precision)}
+    blocks, loss = operations
+    return blocks / fastest_of["float32"] + loss / fastest_of[precision]
 
 
 def positions(split: sr.Split, max_len: int) -> np.ndarray:
@@ -115,8 +131,7 @@ def machine() -> dict[str, Any]:
         "library": sr.__version__,
         "load_average": round(os.getloadavg()[0], 2),
         "measured_at": datetime.now(UTC).isoformat(timespec="minutes"),
-        "gflops_float32": round(matrix_rate() / 1e9, 1),
-        "gflops_bfloat16": round(matrix_rate(torch.bfloat16) / 1e9, 1),
+        **{f"gflops_{name}": round(rate / 1e9, 1) for name, rate in matrix_rates().items()},
     }
 
 

@@ -9,7 +9,14 @@ changed at a time; beside it the floor, whose growth is that of the arithmetic.
 from __future__ import annotations
 
 import numpy as np
-from _common import arguments, floor_operations, matrix_rate, positions, report
+from _common import (
+    arguments,
+    floor_operations,
+    floor_seconds,
+    matrix_rates,
+    positions,
+    report,
+)
 from bench_training import epoch_seconds
 
 import seqrec_lib as sr
@@ -30,17 +37,18 @@ def generated(length: int, items: int, users: int) -> sr.Split:
 
 def main() -> None:
     options = arguments(__doc__, repeats=5)
-    rate, rows = matrix_rate(), []
+    rates, counts, rows = [matrix_rates()], [], []
     for what, sizes in GROWTH.items():
         for size in sizes[:2] if options.tiny else sizes:
             of = BASE | {what: size}
             split = generated(of["length"], of["items"], 64 if options.tiny else 512)
             seconds = epoch_seconds(split, of["length"], of["dim"], "float32", options.repeats)
             operations = floor_operations(positions(split, of["length"]), of["items"], of["dim"], 2)
-            rows.append({"grows": what, **of, "gflop": operations / 1e9, "seconds": seconds})
-    rate = max(rate, matrix_rate())
-    for row in rows:
-        row["floor"] = 1e9 * row["gflop"] / rate
+            counts.append(operations)
+            rows.append({"grows": what, **of, "gflop": sum(operations) / 1e9, "seconds": seconds})
+    rates.append(matrix_rates())
+    for row, operations in zip(rows, counts, strict=True):
+        row["floor"] = floor_seconds(operations, rates)
         row["ratio"] = row["seconds"] / row["floor"]
     report("growth", options, rows, users=512, precision="float32")
 

@@ -27,8 +27,9 @@ from _common import (
     ROOT,
     arguments,
     floor_operations,
+    floor_seconds,
     in_fresh_process,
-    matrix_rate,
+    matrix_rates,
     positions,
     report,
 )
@@ -84,7 +85,7 @@ def compare(dataset: str, options) -> None:
     split = sr.leave_one_out(log)
     lengths = positions(split, length)
     operations = floor_operations(lengths, split.num_items, 64, 2)
-    rates, rows = [matrix_rate()], []
+    rates, rows = [matrix_rates()], []
     for precision in ("float32", "bfloat16"):
         seconds, mib = in_fresh_process(train, dataset, precision, options.repeats, users)
         rows.append({"program": f"seqrec_lib, {precision}", "seconds": seconds,
@@ -98,15 +99,16 @@ def compare(dataset: str, options) -> None:
         rows.append({"program": f"{peer} {found['version']}", "seconds": np.mean(fast) * of,
                      "how": f"extrapolated from {len(found['seconds'])} of {of} steps",
                      "targets": found["targets"], "peak_mib": found["peak_mib"]})  # fmt: skip
-    rates.append(matrix_rate())
-    rows.append({"program": "floor", "seconds": operations / max(rates),
-                 "how": f"{operations / 1e9:,.0f} Gflop at {max(rates) / 1e9:,.0f} Gflop/s",
-                 "targets": int(lengths.sum())})  # fmt: skip
+    rates.append(matrix_rates())
+    rows += [{"program": f"floor, {name}", "seconds": floor_seconds(operations, rates, name),
+              "how": f"{sum(operations) / 1e9:,.0f} Gflop", "targets": int(lengths.sum())}
+             for name in ("float32", "bfloat16")]  # fmt: skip
+    ours, floor = rows[0]["seconds"], rows[-2]["seconds"]
     for row in rows:
-        row["to_floor"] = row["seconds"] / rows[-1]["seconds"]
-        row["to_ours"] = row["seconds"] / rows[0]["seconds"]
+        row["to_floor"] = row["seconds"] / floor
+        row["to_ours"] = row["seconds"] / ours
     report(f"peers-{dataset}", options, rows, dataset=dataset, length=length,
-           items=split.num_items, gflop=operations / 1e9)  # fmt: skip
+           items=split.num_items, gflop=sum(operations) / 1e9)  # fmt: skip
 
 
 if __name__ == "__main__":
