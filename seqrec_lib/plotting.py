@@ -281,7 +281,8 @@ def forest(
 
     Args:
         table: with ``change``, ``low`` and ``high``, as :func:`study.gains` makes; a change
-            without interval is drawn hollow, a row without any interval says so.
+            without interval is drawn hollow, a row without any interval says why: no records, or
+            (by the column ``seeds``) too few.
         group: the column that tells apart the marks within a row.
         margin: shades the changes too small to matter.
     """
@@ -299,8 +300,10 @@ def forest(
         ax.errorbar(change, y, xerr=error, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=name,
                     color=PALETTE[i % len(PALETTE)],
                     markerfacecolor="white" if bare else None)  # fmt: skip
+    begun = set(table.loc[table["seeds"] > 0, label]) if "seeds" in table else set()
     for row in set(rows) - set(table.loc[table["low"].notna(), label]):
-        ax.annotate("no records", (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
+        why = "too few seeds" if row in begun else "no records"
+        ax.annotate(why, (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
                     textcoords="offset points", color="dimgrey")  # fmt: skip
     if margin is not None:
         ax.axvspan(-100 * margin, 100 * margin, color="grey", alpha=0.15, lw=0)

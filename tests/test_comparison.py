@@ -261,7 +261,9 @@ def test_a_forest_shows_each_interval_and_says_where_there_is_none(root):
     (point, *_) = ax.containers[0]
     assert point.get_xdata().tolist() == pytest.approx([100 * table["change"][0]])
     assert point.get_ydata().tolist() == [1]
-    assert "no records" in [text.get_text() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == ["no records"]
+    one = table.assign(seeds=1)  # a seed each makes no interval either
+    assert [text.get_text() for text in plotting.forest(one).texts] == ["too few seeds"]
 
 
 def test_curves_of_all_seeds_share_a_line_style(root):
