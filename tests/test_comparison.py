@@ -204,7 +204,12 @@ def test_epochs_are_counted_to_one_goal_for_all(root):
     found = epochs_to(table, share=0.9).set_index("attention")
     assert found["goal"].tolist() == pytest.approx([0.45, 0.45])
     assert found["mean"].to_dict() == {"softmax": 3, "awrsr-additive": 2}
-    assert (found["fewest"] == found["mean"]).all() and (found["most"] == found["mean"]).all()
+    slow = table.copy()  # one of the four refined seeds gets there an epoch later
+    slow.at[slow.index[slow["attention"] == "awrsr-additive"][0], "curve"] = {
+        "NDCG@10": [0.1, 0.1, 0.6]
+    }
+    slow = epochs_to(slow, share=0.9).set_index("attention")
+    assert slow.loc["awrsr-additive", ["mean", "fewest", "most"]].tolist() == [2.25, 2, 3]
     higher = epochs_to(table, share=1.0).set_index("attention")
     assert higher.loc["softmax", "reached"] == 3 and np.isnan(higher.loc["softmax", "mean"])
     assert epochs_to(table, reference="uniform").empty
