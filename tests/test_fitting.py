@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,32 @@ def test_a_batch_of_several_models_is_the_batches_of_each():
         assert torch.equal(batch.items.flatten()[batch.real],
                            torch.cat([p.items.flatten()[p.real] for p in parts]))  # fmt: skip
         assert (batch.items > 0).sum() == len(batch.real)
+
+
+def test_every_target_weighs_the_same_whatever_batch_it_falls_into():
+    rng = np.random.default_rng(0)
+    lengths = [2] * 24 + [9] * 24 + [3, 5]  # short histories come together, and so do long ones
+    sequences = [rng.integers(1, 21, length).tolist() for length in lengths]
+    split = replace(SPLIT, train=sr.Interactions(sequences, num_items=20))
+    model = fresh_model(dropout=0.0)
+    batches = Batches(split.train, 8, 4, torch.device("cpu"))
+    total = 0.0
+    for batch in batches.epoch(np.random.default_rng(1)):
+        known = model.encode(batch.items[0]).flatten(0, 1)[batch.real]
+        total = total + LOSSES["ce"](model, known, batch.targets) * batch.shares[0]
+    apart = [
+        torch.nn.functional.cross_entropy(  # (B, V, L) against (B, L), history by history
+            model(torch.tensor([s[:-1]])).transpose(1, 2), torch.tensor([s[1:]]), reduction="sum"
+        )
+        for s in sequences
+    ]
+    mean = sum(apart) / sum(length - 1 for length in lengths)
+    assert torch.allclose(total / len(batches), mean, rtol=1e-5)
+    ours = torch.autograd.grad(total / len(batches), model.items.weight)[0]
+    plain = torch.autograd.grad(mean, model.items.weight)[0]
+    assert torch.allclose(ours, plain, atol=1e-6)
+    _, history = train(fresh_model(dropout=0.0), split, epochs=1, lr=1e-9)
+    assert history.column("loss")[0] == pytest.approx(mean.item(), rel=1e-4)
 
 
 def test_negatives_are_never_the_user_s_own_and_otherwise_uniform():

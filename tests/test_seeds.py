@@ -133,7 +133,7 @@ def test_each_seed_stops_by_itself_at_its_own_best_epoch():
         torch.testing.assert_close(a.items.weight, b.items.weight, rtol=1e-6, atol=1e-8)
 
 
-CUT = dict(seeds=[0, 1, 2], epochs=9, patience=2, batch_size=32, lr=3e-2, loss="bce", warmup=3,
+CUT = dict(seeds=[0, 1, 2], epochs=12, patience=2, batch_size=32, lr=3e-2, loss="bce", warmup=3,
            schedule="cosine", progress=False, device="cpu")  # fmt: skip
 
 

@@ -26,19 +26,26 @@ class Batch:
     Attributes:
         items: (K, B, L), padded with 0 on the left; a model with fewer users has empty rows.
         sizes: how many positions each model learns from; n in all, model after model.
+        shares: (K,) these sizes over what a batch holds on average, the weight of its mean loss.
         real: (n,) where these are in the flattened items.
         targets, users: (n,) what came next there, and in whose sequence.
     """
 
     items: Tensor
     sizes: list[int]
+    shares: Tensor
     real: Tensor
     targets: Tensor
     users: Tensor
 
 
 class Batches:
-    """The training sequences of at least two items, in length-bucketed batches."""
+    """The training sequences of at least two items, in length-bucketed batches.
+
+    A batch of short sequences holds few positions. Were its mean loss a step like any other, each
+    of them would weigh many times what a long sequence's does (on Beauty that costs an eighth of
+    validation NDCG@10), so a batch says what share of a batch it is.
+    """
 
     def __init__(self, train: Interactions, max_len: int, batch_size: int, device: torch.device):
         users = np.flatnonzero(train.lengths >= 2)
@@ -66,13 +73,14 @@ class Batches:
         orders = [bucketed_batches(self.counts[:-1], self.batch_size, rng) for rng in rngs]
         steps = [_table(rows) for rows in zip(*orders, strict=True)]
         sent = torch.from_numpy(np.concatenate([rows.ravel() for rows in steps])).to(self.device)
-        for rows, there in zip(steps, sent.split([rows.size for rows in steps]), strict=True):
-            counts = self.counts[rows]
-            length = -(-int(counts.max()) // self.multiple) * self.multiple
-            sizes = counts.sum(1).tolist()
-            yield self._batch(there.view(rows.shape), min(length, self.max_len), sizes)
+        sizes = np.stack([self.counts[rows].sum(1) for rows in steps])  # (steps, K)
+        shares = torch.from_numpy(sizes / sizes.mean(0)).float().to(self.device)
+        there = sent.split([rows.size for rows in steps])
+        for rows, own, size, share in zip(steps, there, sizes.tolist(), shares, strict=True):
+            length = -(-int(self.counts[rows].max()) // self.multiple) * self.multiple
+            yield self._batch(own.view(rows.shape), min(length, self.max_len), size, share)
 
-    def _batch(self, rows: Tensor, length: int, sizes: list[int]) -> Batch:
+    def _batch(self, rows: Tensor, length: int, sizes: list[int], shares: Tensor) -> Batch:
         """The sequences ``rows`` (K, B), of each the last ``length`` positions."""
         shape, rows, total = rows.shape, rows.flatten(), sum(sizes)
         counts, device = self._counts[rows], self.device
@@ -88,7 +96,7 @@ class Batches:
         real = torch.arange(total, device=device) + spread(padding)
         targets = padded[:, 1:].flatten()[real]
         items = padded[:, :-1].unflatten(0, shape)
-        return Batch(items, sizes, real, targets, spread(self._users[rows]))
+        return Batch(items, sizes, shares, real, targets, spread(self._users[rows]))
 
 
 def _table(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -56,7 +56,7 @@ def fit(
     """Train ``model`` on ``split.train`` and leave it, in evaluation mode, at its best epoch.
 
     Of each user the last ``model.max_len + 1`` events are used: every event but the first is a
-    target, predicted from those before it.
+    target, predicted from those before it. All targets count the same.
 
     Args:
         loss: "ce" (all items), "sampled_ce", "bce" or "bpr" (against ``negatives`` items drawn
@@ -272,7 +272,7 @@ def train(
             known = _at(learner.encode(batch.items), batch)
         with _mixed(where, recipe.precision):
             targets = batch.targets.split(batch.sizes)
-            values = learner.losses(LOSSES[recipe.loss], known, targets, drawn)
+            values = learner.losses(LOSSES[recipe.loss], known, targets, drawn) * batch.shares
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
         optimizer.step()
