@@ -617,3 +617,14 @@ def test_the_record_of_a_refit_is_read_with_the_others(tmp_path):
     table = results(tmp_path / "results").set_index("split")
     assert np.isnan(table.loc["leave-one-out-refit", "validation NDCG@10"])
     assert table.loc["leave-one-out", "validation NDCG@10"] > 0
+
+
+def test_a_try_differs_from_the_study_s_own_run_in_one_setting():
+    own = {run.dataset: run.config for run in load_grid("main")
+           if (run.attention, run.variant, run.split) == ("softmax", "main", "leave-one-out")
+           and run.loss == "ce"}  # fmt: skip
+    tries = load_grid("tuning")
+    assert tries
+    for run in tries:
+        differing = [name for name, value in run.config.items() if own[run.dataset][name] != value]
+        assert len(differing) == 1, (run.key, differing)

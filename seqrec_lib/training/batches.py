@@ -43,8 +43,8 @@ class Batches:
     """The training sequences of at least two items, in length-bucketed batches.
 
     A batch of short sequences holds few positions. Were its mean loss a step like any other, each
-    of them would weigh many times what a long sequence's does (on Beauty that costs a seventh of
-    validation NDCG@10), so a batch says what share of a batch it is.
+    of them would weigh many times what a long sequence's does (chapter 15 of the book computes it),
+    so a batch says what share of a batch it is.
     """
 
     def __init__(self, train: Interactions, max_len: int, batch_size: int, device: torch.device):
