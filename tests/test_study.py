@@ -501,6 +501,9 @@ def test_the_verdict_on_pairs(invented, shift, margin, verdict):
     table.loc[table["attention"] == "uniform", "x"] = values + shift
     (row,) = tables.paired(table, "x", margin=margin).to_dict("records")
     assert row["verdict"] == verdict
+    share = margin / values.mean()  # the same margin, told as a share of softmax's mean
+    (row,) = tables.paired(table, "x", margin=share, relative=True).to_dict("records")
+    assert row["verdict"] == verdict
     (one,) = tables.paired(table[table["seed"] == 0], "x").to_dict("records")
     assert one["verdict"] == "too few seeds" and np.isnan(one["low"])
 
