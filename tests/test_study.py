@@ -199,6 +199,19 @@ def test_damage_is_noticed_wherever_it_is(tiny, tmp_path):
     assert store.state(run) == "done"
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_what_a_killed_writer_left_is_no_record(tiny, tmp_path, half):
+    run = load_grid(TINY)[0]
+    store, text = Store(tmp_path), Store(tiny).path(run).read_text()
+    path = store.path(run)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    (path.parent / f".{path.name}.x7.json").write_text(text[: 99 if half else None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(store)) == 1
+
+
 def test_a_damaged_record_is_set_aside_and_made_again(tiny, tmp_path):
     runs = load_grid(TINY)[:1]
     path = Store(tmp_path / "results").path(runs[0])
@@ -347,6 +360,14 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
     report = run_grid([run], results=tmp_path / "results", scratch=tmp_path)
     assert report.done == [run]
     assert comparable(Store(tmp_path / "results").read(run)) == comparable(Store(tiny).read(run))
+
+
+def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
+    run, other = load_grid(TINY)[:2]
+    for name in (f"{run.key}.pt", f"{run.key}.json", f"{other.key}.pt"):
+        (tmp_path / f".{name}.x7.tmp").touch()
+    run_grid([run], results=tmp_path / "results", scratch=tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [f".{other.key}.pt.x7.tmp"]
 
 
 def test_kept_models_are_those_of_the_records(tiny, tmp_path):

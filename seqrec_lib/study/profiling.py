@@ -46,5 +46,6 @@ def profiles(root: str | os.PathLike | None = None):
     import pandas as pd
 
     folder = Path(results_dir() if root is None else root) / PROFILES
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    paths = sorted(folder.glob("[!.]*.json"))
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return pd.DataFrame(rows, columns=None if rows else ["dataset"]).set_index("dataset")

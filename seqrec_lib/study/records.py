@@ -105,7 +105,7 @@ class Store:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of their names; a damaged one is left out with a warning."""
-        for path in sorted(self.root.glob("*/*.json")):
+        for path in sorted(self.root.glob("*/[!.]*.json")):  # hidden: half-written
             if path.parent.name in ("benchmarks", PROFILES):  # timings and data sets, not runs
                 continue
             try:

@@ -550,6 +550,10 @@ def _perform(
         with contextlib.ExitStack() as locks:
             for run in job:
                 locks.enter_context(FileLock(scratch / f"{run.key}.lock").acquire(timeout=0))
+            # Whoever wrote to these was killed: the locks are ours.
+            for path in (checkpoint, _settings(checkpoint)):
+                for leftover in scratch.glob(f".{path.name}.*"):
+                    leftover.unlink()
             # Some may have been done by another process, since we looked.
             missing = [run for run in job if store.state(run) != "done"]
             if missing:
