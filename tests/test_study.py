@@ -7,10 +7,13 @@ import random
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import seqrec_lib as sr
@@ -389,6 +392,24 @@ def test_cost_grows_with_what_is_computed():
     bce, beauty, ml_1m, refined, deep = costs
     assert bce < beauty < ml_1m < min(refined, deep)
     assert 1e12 < ml_1m < 2.5e12  # a SASRec of width 64: one to two million million
+
+
+def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
+    called = []
+    for name in ("init", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: called.append(name))
+    runner._reset_peak_memory(torch.device("cuda:0"))
+    assert called == ["init", "reset_peak_memory_stats"]
+    monkeypatch.setattr(runner, "pick_device", torch.device)
+    (counted,) = load_grid(with_runs({"models": ["popularity"]}))
+    assert run_one(counted, device="cuda:0")["device"].startswith("cpu: ")
+    assert len(called) == 2  # a baseline needs no GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_numbered_gpu_may_be_the_first_thing_a_process_asks_of_cuda():
+    code = "from seqrec_lib.study import runner; runner._reset_peak_memory(runner.pick_device(%r))"
+    subprocess.run([sys.executable, "-c", code % "cuda:0"], check=True)
 
 
 # ---- tables ----------------------------------------------------------------------------------

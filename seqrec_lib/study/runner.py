@@ -122,13 +122,14 @@ def run_job(
         on_epoch: called with (which run, the entry of its history).
     """
     where, before, run = pick_device(device), torch.get_num_threads(), job[0]
+    if run.model in BASELINES:
+        where = torch.device("cpu")
     torch.set_num_threads(threads)
     _reset_peak_memory(where)
     try:
         split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
         if run.model in BASELINES:
             trained = [_fit_baseline(run, split)]
-            where = torch.device("cpu")
         else:
             trained = _fit_neural(job, split, where, checkpoint, on_epoch)
         records = []
@@ -307,6 +308,7 @@ def _describe(where: torch.device) -> str:
 
 def _reset_peak_memory(where: torch.device) -> None:
     if where.type == "cuda":
+        torch.cuda.init()  # else a device with a number, such as cuda:0, is none the allocator knows
         torch.cuda.reset_peak_memory_stats(where)
     with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
