@@ -406,6 +406,16 @@ def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
     assert len(called) == 2  # a baseline needs no GPU
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+def test_the_peak_of_a_worker_is_not_that_of_whoever_started_it():
+    large = np.ones(2**29, np.uint8)
+    code = """from seqrec_lib.study import runner; cpu = runner.pick_device("cpu")
+runner._reset_peak_memory(cpu); print(runner._peak_memory(cpu))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = runner._peak_memory(torch.device("cpu"))
+    assert len(large) / 2**20 < own and 10 < float(done.stdout) < own - 300
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_numbered_gpu_may_be_the_first_thing_a_process_asks_of_cuda():
     code = "from seqrec_lib.study import runner; runner._reset_peak_memory(runner.pick_device(%r))"

@@ -308,7 +308,7 @@ def _describe(where: torch.device) -> str:
 
 def _reset_peak_memory(where: torch.device) -> None:
     if where.type == "cuda":
-        torch.cuda.init()  # else a device with a number, such as cuda:0, is none the allocator knows
+        torch.cuda.init()  # else cuda:0, with its number, is no device to the allocator
         torch.cuda.reset_peak_memory_stats(where)
     with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
@@ -318,6 +318,10 @@ def _peak_memory(where: torch.device) -> float:
     """Of the device's allocations on a GPU, else of the process; in MiB."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 2**20
+    # On Linux, what getrusage says starts at the peak of whoever started this process.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
