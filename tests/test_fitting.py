@@ -181,6 +181,20 @@ def test_the_world_s_random_numbers_are_left_alone():
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
 
+def test_a_cpu_s_run_touches_no_gpu(monkeypatch):
+    for name in ("manual_seed_all", "device_count", "get_rng_state"):  # as torch's own do
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(name))
+    train(fresh_model(), epochs=1, device="cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_s_random_numbers_are_left_alone_and_repeat():
+    before = torch.cuda.get_rng_state()
+    models = [train(loss="bce", device="cuda")[0] for _ in range(2)]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.testing.assert_close(*map(weights, models), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns_a_world_whose_rule_is_known(loss):
     inter = sr.worlds.markov(num_users=300, num_items=80, length=14, seed=1)

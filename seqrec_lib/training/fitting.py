@@ -287,12 +287,13 @@ def train(
         disable=not progress,
         leave=False,
     )
-    with bar, torch.random.fork_rng():
+    drawn_on = [where] if where.type == "cuda" else []
+    with bar, torch.random.fork_rng(devices=drawn_on):
         while active:
             epoch, start = len(active[0].history) + 1, time.perf_counter()
             # Seeded anew each epoch, so that a run can be taken up at any epoch's start.
             states = [np.random.SeedSequence([member.seed, epoch]) for member in active]
-            torch.manual_seed(int(states[0].generate_state(1, np.uint64)[0] >> 1))
+            _seed(where, int(states[0].generate_state(1, np.uint64)[0] >> 1))
             for member in active:
                 member.model.train()
             losses = _Losses(members, active, epoch)
@@ -383,6 +384,14 @@ def _at(encoded: Any, batch: Batch) -> list[Any]:
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _seed(where: torch.device, seed: int) -> None:
+    """Seed what training draws from; torch.manual_seed would seed every GPU."""
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        with torch.cuda.device(where):
+            torch.cuda.manual_seed(seed)
 
 
 def _mixed(where: torch.device, precision: str):
