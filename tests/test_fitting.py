@@ -510,6 +510,13 @@ def test_a_run_that_was_stopped_early_stays_stopped(tmp_path, monkeypatch):
     assert_same_weights(again, model)
 
 
+def test_a_run_that_goes_on_for_more_patience_says_why_it_ended(tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.2, 0.1, 0.1])
+    for patience, ended, epochs in ((1, "patience", 2), (5, "epochs", 3), (2, "patience", 3)):
+        _, history = train(epochs=3, patience=patience, checkpoint=tmp_path / "run.pt")
+        assert (history.stopped, len(history)) == (ended, epochs)
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [

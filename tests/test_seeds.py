@@ -166,6 +166,21 @@ def test_a_run_cut_short_goes_on_and_ends_with_the_same_weights(tmp_path):
             assert torch.equal(x, y)
 
 
+def test_a_run_extended_past_the_epoch_that_stopped_a_seed_ends_with_the_same_weights(tmp_path):
+    """That epoch was the last: the optimizer goes on with the rows of the others."""
+    options = CUT | {"schedule": "constant", "epochs": 30}
+    whole, again = (models(CUT["seeds"]) for _ in range(2))
+    expected = fit_seeds(whole, SPLIT, **options)
+    first = min(len(history) for history in expected)
+    assert [len(history) for history in expected].count(first) < 3
+    fit_seeds(again, SPLIT, checkpoint=tmp_path / "run.pt", **options | {"epochs": first})
+    again = models(CUT["seeds"])
+    found = fit_seeds(again, SPLIT, checkpoint=tmp_path / "run.pt", **options)
+    for a, b, history, other in zip(whole, again, expected, found, strict=True):
+        assert history.column("loss") == other.column("loss")
+        assert all(map(torch.equal, a.parameters(), b.parameters()))
+
+
 def test_the_checkpoint_of_other_seeds_is_refused(tmp_path):
     options = {"epochs": 1, "progress": False, "device": "cpu", "checkpoint": tmp_path / "run.pt"}
     fit_seeds(models([0, 1]), SPLIT, seeds=[0, 1], **options)

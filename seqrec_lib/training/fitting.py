@@ -159,9 +159,10 @@ class Member:
         history = self.history.to_dict()
         return {"model": self.model.state_dict(), "best": self.best, "history": history}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], patience: int | None) -> None:
         self.model.load_state_dict(state["model"])
         self.best, self.history = state["best"], History(**state["history"])
+        self.say_why(patience)  # which may be another this time
 
     def validate(self, split: Split, recipe: Recipe) -> dict[str, float]:
         if not len(split.validation):
@@ -181,8 +182,10 @@ class Member:
         self.history.epochs.append(entry)
         if self.history.best_epoch == entry["epoch"]:
             self.best = _copy(self.model.state_dict())
-        if self.patience_spent(patience):
-            self.history.stopped = "patience"
+        self.say_why(patience)
+
+    def say_why(self, patience: int | None) -> None:
+        self.history.stopped = "patience" if self.patience_spent(patience) else "epochs"
 
     def patience_spent(self, patience: int | None) -> bool:
         history = self.history
@@ -247,15 +250,12 @@ def train(
     if saved is not None:
         # Of one model alone, files once held the state without a list around it.
         for member, state in zip(members, saved.get("members", [saved]), strict=True):
-            member.restore(state)
+            member.restore(state, recipe.patience)
 
-    def in_training() -> list[Member]:
-        return [
-            member for member in members
-            if len(member.history) < recipe.epochs and not member.patience_spent(recipe.patience)
-        ]  # fmt: skip
+    def patient(some: Sequence[Member]) -> list[Member]:
+        return [member for member in some if not member.patience_spent(recipe.patience)]
 
-    active = in_training()
+    active = [member for member in patient(members) if len(member.history) < recipe.epochs]
     if active:
         learner = make_learner([member.model for member in active])
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
@@ -311,9 +311,10 @@ def train(
                 entry = {"epoch": epoch, "loss": loss, **member.validate(split, recipe)}
                 entry["seconds"] = share + time.perf_counter() - start
                 member.add(entry, recipe.patience)
-            trained, active = active, in_training()
-            if 0 < len(active) < len(trained):
-                learner.keep([trained.index(member) for member in active], optimizer)
+            trained, left = active, patient(active)
+            if 0 < len(left) < len(trained):  # after the last epoch, too: a run may be extended
+                learner.keep([trained.index(member) for member in left], optimizer)
+            active = left if epoch < recipe.epochs else []
             if checkpoint is not None:
                 save_checkpoint(
                     checkpoint,
