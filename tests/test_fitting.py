@@ -368,6 +368,7 @@ def poison(monkeypatch, epoch, step, value=math.nan):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(monkeypatch, value, tmp_path):
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
     scripted(monkeypatch, [0.1, 0.2])
     poison(monkeypatch, epoch=3, step=2, value=value)
     model = fresh_model()
@@ -450,6 +451,7 @@ def suicidal(owner, name, call, after=False):
 
 
 def be_killed_again_and_again(folder):
+    fitting.SAVE_EVERY = 0
     torch.set_num_threads(1)  # a forked process has no other threads
     train(epochs=1)  # imports what torch puts off until it is needed
     assert in_a_child(lambda: run(f"{folder}/whole.pt", f"{folder}/whole")) == 0
@@ -489,6 +491,31 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
     assert whole["history"] == end["history"]
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, end["model"][name]), name
+
+
+def test_a_checkpoint_is_written_now_and_then_at_the_end_and_before_it_is_too_late(
+    tmp_path, monkeypatch
+):
+    saved, save = [], fitting.save_checkpoint
+
+    def spy(*args, members, **more):
+        saved.append(len(members[0]["history"]["epochs"]))
+        save(*args, members=members, **more)
+
+    def stop(entry):
+        if entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "save_checkpoint", spy)
+    whole, _ = train(checkpoint=tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=tmp_path / "cut.pt", on_epoch=stop)
+    again, history = train(checkpoint=tmp_path / "cut.pt")
+    assert saved == [3, 2, 3] and len(history) == 3
+    assert_same_weights(again, whole)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+    train(checkpoint=tmp_path / "often.pt")
+    assert saved[3:] == [1, 2, 3]
 
 
 def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path):

@@ -21,6 +21,11 @@ GRID = {
 DROPOUT = {**GRID, "config": {**GRID["config"], "dropout": 0.2}}
 
 
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch):
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+
+
 def study(folder, grid=DROPOUT, **options):
     places = {"results": folder / "results", "scratch": folder / "runs", "say": lambda text: None}
     return run_grid(load_grid(grid), **{**places, "seeds_at_once": True, **options})

@@ -24,6 +24,7 @@ from seqrec_lib.study import records, runner, tables
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results
 from seqrec_lib.study.runner import run_grid, run_one
+from seqrec_lib.training import fitting
 
 TINY = {
     "seeds": [0, 1],
@@ -315,6 +316,7 @@ LONGER = {**TINY, "config": {**TINY["config"], "epochs": 12}}
 
 
 def do_longer(folder):
+    fitting.SAVE_EVERY = 0.05  # so that some epochs are in the file and some are not
     run_grid(
         load_grid(LONGER),
         results=folder / "results",

@@ -1,7 +1,7 @@
 """Doing the runs of a study: one at a time, or many side by side, whatever interrupts them.
 
 Where a run stands is known from files alone. Its record says that it is done; its checkpoint
-holds all epochs so far; a lock says that some process works on it. So any number of commands,
+holds its epochs so far; a lock says that some process works on it. So any number of commands,
 killed at any moment, on one machine or on several that share a folder, end with the same
 records as one command left in peace.
 

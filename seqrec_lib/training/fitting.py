@@ -26,6 +26,10 @@ from .losses import LOSSES
 
 __all__ = ["Recipe", "TrainingDiverged", "fit", "train"]
 
+#: Seconds between two writings of a checkpoint, the most that a kill undoes besides its epoch. A
+#: GPU would wait for each, and its epochs are short.
+SAVE_EVERY = 20.0
+
 
 class TrainingDiverged(FloatingPointError):  # noqa: N818 (it names what happened)
     """The loss became NaN or infinite. The model holds the last good state."""
@@ -73,8 +77,9 @@ def fit(
             only the loss's matrix products take it, where the processor has the instructions.
         monitor: the validation metric that chooses the best epoch.
         filter_seen: as in :func:`evaluate`, for the validation metric.
-        checkpoint: a file written after every epoch. A run that was cut short continues from it
-            and ends with the very weights (on a CPU, bit for bit) of a run that was not.
+        checkpoint: a file written after an epoch: every twenty seconds, at the end, and where
+            ``on_epoch`` raises. A run that was cut short continues from it and ends with the
+            very weights (on a CPU, bit for bit) of a run that was not.
         on_epoch: called with each entry of the history.
 
     Returns:
@@ -278,6 +283,10 @@ def train(
         optimizer.step()
         return values.detach()
 
+    def save() -> None:
+        state = [member.state() for member in members]
+        save_checkpoint(checkpoint, identity, members=state, optimizer=optimizer.state_dict())
+
     what = split.train.name if len(members) == 1 else f"{len(members)} seeds of {split.train.name}"
     bar = tqdm(
         total=recipe.epochs,
@@ -288,6 +297,7 @@ def train(
         leave=False,
     )
     drawn_on = [where] if where.type == "cuda" else []
+    last_saved = time.perf_counter()
     with bar, torch.random.fork_rng(devices=drawn_on):
         while active:
             epoch, start = len(active[0].history) + 1, time.perf_counter()
@@ -315,20 +325,22 @@ def train(
             if 0 < len(left) < len(trained):  # after the last epoch, too: a run may be extended
                 learner.keep([trained.index(member) for member in left], optimizer)
             active = left if epoch < recipe.epochs else []
-            if checkpoint is not None:
-                save_checkpoint(
-                    checkpoint,
-                    identity,
-                    members=[member.state() for member in members],
-                    optimizer=optimizer.state_dict(),
-                )
+            unsaved = checkpoint is not None
+            if unsaved and (not active or time.perf_counter() - last_saved >= SAVE_EVERY):
+                save()
+                unsaved, last_saved = False, time.perf_counter()
             entries = [member.history.epochs[-1] for member in trained]
             shown = [key for key in ("loss", recipe.monitor) if key in entries[0]]
             bar.set_postfix({k: f"{np.mean([entry[k] for entry in entries]):.4f}" for k in shown})
             bar.update()
-            if on_epoch is not None:
-                for member, entry in zip(trained, entries, strict=True):
-                    on_epoch(members.index(member), entry)
+            try:
+                if on_epoch is not None:
+                    for member, entry in zip(trained, entries, strict=True):
+                        on_epoch(members.index(member), entry)
+            except BaseException:  # Ctrl-C, or a time limit: what is done stays done
+                if unsaved:
+                    save()
+                raise
     for member in members:
         member.finish()
     return [member.history for member in members]
