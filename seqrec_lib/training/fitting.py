@@ -240,7 +240,8 @@ def train(
 
     Args:
         make_learner: :class:`Single` or ``Stacked``.
-        named: what the checkpoint's identity says of the seeds.
+        named: what the checkpoint's identity says of the seeds of training; those that the models'
+            initial values were drawn from are added.
         on_epoch: called with (which model, the entry of its history).
     """
     where = pick_device(recipe.device)
@@ -251,6 +252,9 @@ def train(
     batches = Batches(split.train, models[0].max_len, recipe.batch_size, where)
     sampler = None if recipe.loss == "ce" else Negatives(split.train, recipe.negatives, where)
     identity = recipe.identity(models[0], split) | named
+    model_seeds = [getattr(model, "seed", None) for model in models]
+    if model_seeds != [None] * len(models):
+        identity["model_seeds"] = model_seeds
     saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
     if saved is not None:
         # Of one model alone, files once held the state without a list around it.
