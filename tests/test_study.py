@@ -630,6 +630,62 @@ def test_the_command_line_says_what_it_cannot_do(tmp_path):
     assert "no such record" in call("plot", "curves", "--results", tmp_path, code=1)
 
 
+@pytest.mark.parametrize("command", [
+    "run --dry-run", "status", "table benchmark", "table effects", "table regimes",
+    "table missing", "plot curves", "plot length",
+])  # fmt: skip
+def test_every_command_refuses_runs_that_are_not_there(command, tmp_path):
+    for only, words in {
+        "foo=1": "runs have no 'foo'",
+        "dataset=beuty": "no run has dataset=beuty; there are ",
+        "seed=x": "no run has seed=x; there are 0, 1",
+    }.items():
+        assert words in call(*command.split(), "--only", only, "--results", tmp_path, code=1)
+
+
+def test_neither_jobs_nor_threads_can_be_none():
+    for option in ("--jobs", "--threads"):
+        assert "x>=1" in call("run", "--dry-run", option, "0", code=2)
+
+
+@pytest.fixture(scope="module")
+def two_worlds(tmp_path_factory):
+    """A grid of two worlds and its records, and one record more that is not of the grid."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "grid.toml").write_text("""
+        config = {max_len = 8, dim = 8, epochs = 1, data = {num_users = 40, num_items = 20}}
+        runs = [{datasets = ["world-markov", "world-taste"], attentions = ["softmax", "uniform"]}]
+    """)
+    other = load_grid(with_runs({"variant": "other"}, seeds=[0]))
+    runs = load_grid(folder / "grid.toml")
+    run_grid([*runs, *other], results=folder / "results", scratch=folder / "runs")
+    return "--grid", folder / "grid.toml", "--results", folder / "results"
+
+
+@pytest.mark.parametrize("kind", ["benchmark", "effects", "regimes", "missing"])
+def test_a_table_is_of_the_runs_that_are_meant(two_worlds, kind, tmp_path):
+    here = [*two_worlds, *(["--results", tmp_path] if kind == "missing" else [])]
+    text = call("table", kind, *here)
+    assert "markov" in text and "taste" in text and "other" not in text
+    text = call("table", kind, *here, "--only", "dataset=world-taste")
+    assert "taste" in text and "markov" not in text
+
+
+def test_a_record_made_with_other_settings_is_in_no_table(two_worlds, tmp_path):
+    grid = tmp_path / "wider.toml"
+    grid.write_text(two_worlds[1].read_text().replace("dim = 8", "dim = 12"))
+    for kind, there in (("benchmark", "missing"), ("effects", "Empty")):
+        assert there in call("table", kind, "--grid", grid, *two_worlds[2:])
+
+
+def test_a_line_by_length_is_of_one_setting(two_worlds, tmp_path):
+    here = [*two_worlds, "--output", tmp_path / "x.svg"]
+    said = call("plot", "length", *here, code=1)
+    assert "more than one dataset," in said and said.strip().endswith("--only dataset=world-markov")
+    call("plot", "length", *here, "--only", "dataset=world-taste")
+    assert (tmp_path / "x.svg").exists()
+
+
 def test_help_names_every_command():
     text = call("--help")
     assert all(name in text for name in ("run", "status", "table", "plot", "--grid quick"))
