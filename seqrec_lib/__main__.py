@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -164,7 +165,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     if dry_run:
         _dry_run(runs, Store(results), options["jobs"], options["device"])
         return
-    with _cluster(backend, scheduler, options["jobs"], options["threads"]):
+    with _refused_in_words(), _cluster(backend, scheduler, options["jobs"], options["threads"]):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
     click.echo(
         f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
@@ -247,8 +248,9 @@ def profile(datasets, results) -> None:
     """
     from .study.profiling import write_profile
 
-    for dataset in datasets:
-        click.echo(f"written: {write_profile(dataset, results)}")
+    with _refused_in_words():
+        for dataset in datasets:
+            click.echo(f"written: {write_profile(dataset, results)}")
 
 
 @study.command()
@@ -298,6 +300,15 @@ def plot(kind, grid, only, results, output) -> None:
     click.echo(f"written: {output}")
 
 
+@contextmanager
+def _refused_in_words():
+    """A folder that may not be written to is said without a traceback."""
+    try:
+        yield
+    except PermissionError as error:
+        raise click.ClickException(str(error)) from error
+
+
 def _one_setting(found) -> None:
     """Refuse records that differ in more than weighting and seed: a line would average them."""
     several = [name for name in AXES if found[name].nunique() > 1]
@@ -321,8 +332,6 @@ def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
 
 def _cluster(backend: str, scheduler: str | None, jobs: int, threads: int):
     """The Dask client, open as long as it is needed."""
-    from contextlib import nullcontext
-
     if backend != "dask":
         return nullcontext()
     try:

@@ -375,6 +375,28 @@ def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == [f".{other.key}.pt.x7.tmp"]
 
 
+def test_a_record_of_other_settings_is_not_replaced_without_a_word(tiny, tmp_path):
+    run, other = (load_grid({**TINY, "config": {**TINY["config"], **more}})[0]
+                  for more in ({}, {"dim": 12, "epochs": 1}))  # fmt: skip
+    folder, said = tmp_path / "results", []
+    record = Store(tiny).read(run)
+    Store(folder).write(run, {name: record[name] for name in record.keys() - run.axes.keys()})
+    assert run_grid([other], results=folder, scratch=tmp_path, say=said.append).done == [other]
+    assert said[0].startswith("outdated: ") and "dim 8, now 12; epochs 3, now 1" in said[0]
+
+
+def test_the_records_of_a_release_are_not_added_to(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "seqrec_lib"
+    monkeypatch.setattr(records, "__file__", str(package / "study" / "records.py"))
+    assert records.results_dir() == package / "_results"
+    for root in (None, package / "_results"):
+        with pytest.raises(PermissionError, match="installed release.*--results DIR"):
+            run_grid(load_grid(TINY), results=root, scratch=tmp_path)
+    for command in (["run", "--scratch", tmp_path], ["profile", "lastfm"]):
+        assert call(*command, code=1).startswith("Error: ")
+    assert not package.exists()
+
+
 def test_kept_models_are_those_of_the_records(tiny, tmp_path):
     run = load_grid(TINY)[0]
     run_grid([run], results=tmp_path / "r", scratch=tmp_path / "s", keep_models=tmp_path / "m")
