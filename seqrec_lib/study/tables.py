@@ -51,16 +51,21 @@ Root = str | os.PathLike | None
 # ---- what is there, and what is not --------------------------------------------------------
 
 
-def missing(grid: str | Path | Mapping[str, Any] = "main", root: Root = None) -> pd.DataFrame:
+def missing(
+    grid: str | Path | Mapping[str, Any] = "main", root: Root = None, **only: Any
+) -> pd.DataFrame:
     """What a grid still lacks: a row for each setting, and the command that makes it.
 
     Columns: what names a setting, ``seeds`` (those without a record, or with one that is damaged
     or was made with other settings) and ``command``.
+
+    Args:
+        only: as for :func:`benchmark`.
     """
     import pandas as pd
 
     store, runs, rows = Store(root), load_grid(grid), []
-    for group in settings_of(runs, {}):
+    for group in settings_of(runs, only):
         if left := [run for run in group if store.state(run) != "done"]:
             setting = {name: left[0].axes[name] for name in SETTING}
             seeds = [run.seed for run in left]
