@@ -350,24 +350,40 @@ class RefinedStochastic(Refined):
 
     def refine(self, tokens, scores, allowed):
         length = tokens.shape[-1]
-        query = self._gaussian(tokens, self.w_query[-length:], self.w_query_scale[-length:])
-        key = self._gaussian(tokens, self.w_key[-length:], self.w_key_scale[-length:])
-        return -squared_distances(query, key) / math.sqrt(self.w_query.shape[-1])
+        # The scores of long rows are large, and so are the points: their distances would drown.
+        with torch.autocast(tokens.device.type, enabled=False):
+            tokens = tokens.to(self.w_query.dtype)
+            query = self._gaussian(tokens, self.w_query[-length:], self.w_query_scale[-length:])
+            key = self._gaussian(tokens, self.w_key[-length:], self.w_key_scale[-length:])
+        distances = squared_distances(query, key).to(tokens.dtype)
+        return -distances / math.sqrt(self.w_query.shape[-1])
 
     @staticmethod
     def _gaussian(tokens, w_mean, w_scale):
-        deviation = (F.elu(tokens @ w_scale) + 1).clamp(min=1e-6).sqrt()
-        return torch.cat([tokens @ w_mean, deviation], -1)
+        return torch.cat([tokens @ w_mean, positive(tokens @ w_scale).sqrt()], -1)
+
+
+def positive(x: Tensor) -> Tensor:
+    """ELU(x) + 1: a variance from any number. The floor keeps the root's slope finite."""
+    # Far below zero the 1 cancels: the sum is formed in float32 at least.
+    return (F.elu(_widened(x)) + 1).clamp(min=1e-6).to(x.dtype)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """||x_i - y_j||^2 from one matrix product. x (..., I, D), y (..., J, D) -> (..., I, J).
 
     Between diagonal Gaussians written as (mean, standard deviation) this is the squared
-    2-Wasserstein distance.
+    2-Wasserstein distance. It is a small difference of large numbers, so it comes in float32 at
+    least, whatever ``torch.autocast`` says.
     """
-    squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp(min=0)
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _widened(x), _widened(y)
+        squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :]
+        return (squares - 2 * x @ y.mT).clamp(min=0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 WEIGHTINGS: dict[str, type[Weighting]] = {
