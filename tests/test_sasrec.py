@@ -171,6 +171,14 @@ def test_one_item_or_none_gives_no_nan(norm, attention):
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("kind", [sr.SASRec, sr.STOSA])
+def test_items_may_lie_on_another_device(kind):
+    """As when a model was left on a GPU; "meta" is a device that every machine has."""
+    encoded = kind(NUM_ITEMS, max_len=MAX_LEN, dim=DIM).to("meta").encode(histories(9, 4))
+    parts = (encoded,) if torch.is_tensor(encoded) else encoded
+    assert all(part.device.type == "meta" and part.shape == (2, 9, DIM) for part in parts)
+
+
 def test_dropout_acts_in_training_alone():
     model, items = make(dropout=0.5), histories(9)
     assert torch.equal(model.encode(items), model.encode(items))

@@ -185,8 +185,9 @@ class SASRec(SequentialModel):
             self.items.weight[0] = 0
 
     def encode(self, items: Tensor) -> Tensor:
-        """items (B, L) -> what the model knows after each of them, (B, L, D)."""
+        """items (B, L), on any device -> what the model knows after each of them, (B, L, D)."""
         self.check_items(items)
+        items = items.to(self.positions.device)
         allowed = allowed_pairs(items)
         x = self.items(items) * math.sqrt(self.dim) + self.positions[-items.shape[1] :]
         x = self.dropout(x)

@@ -186,8 +186,9 @@ class STOSA(SequentialModel):
         nn.init.normal_(self.covariance_positions, std=0.05)
 
     def encode(self, items: Tensor) -> Gaussian:
-        """items (B, L) -> (mean, covariance) of what is expected after each, two (B, L, D)."""
+        """items (B, L), on any device -> (mean, covariance) of what comes next, two (B, L, D)."""
         self.check_items(items)
+        items = items.to(self.positions.device)
         length, allowed = items.shape[1], allowed_pairs(items)
         mean = self.items(items) + self.positions[-length:]
         covariance = self.covariance_items(items) + self.covariance_positions[-length:]

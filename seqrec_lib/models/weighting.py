@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..device import full_precision
+
 __all__ = [
     "WEIGHTINGS",
     "Last",
@@ -351,7 +353,7 @@ class RefinedStochastic(Refined):
     def refine(self, tokens, scores, allowed):
         length = tokens.shape[-1]
         # The scores of long rows are large, and so are the points: their distances would drown.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens.device):
             tokens = tokens.to(self.w_query.dtype)
             query = self._gaussian(tokens, self.w_query[-length:], self.w_query_scale[-length:])
             key = self._gaussian(tokens, self.w_key[-length:], self.w_key_scale[-length:])
@@ -376,7 +378,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     2-Wasserstein distance. It is a small difference of large numbers, so it comes in float32 at
     least, whatever ``torch.autocast`` says.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         x, y = _widened(x), _widened(y)
         squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :]
         return (squares - 2 * x @ y.mT).clamp(min=0)

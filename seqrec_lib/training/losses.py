@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..device import full_precision
+
 __all__ = ["LOSSES", "bce", "bpr", "ce", "chunked_cross_entropy", "sampled_ce"]
 
 
@@ -73,9 +75,7 @@ def _scores(model, encoded, targets, negatives):
 
 def full_precision_if(bias: Tensor | None) -> contextlib.AbstractContextManager:
     """No autocast where there is a bias: what it is added to may be large and cancel with it."""
-    if bias is None:
-        return contextlib.nullcontext()
-    return torch.autocast(bias.device.type, enabled=False)
+    return contextlib.nullcontext() if bias is None else full_precision(bias.device)
 
 
 def chunked_cross_entropy(
