@@ -123,6 +123,10 @@ SPOILT = {
     "a path in an output": ("paths", lambda c: c[5].outputs.append(stdout("in /tmp/x.py\n"))),
     "nothing asserted": ("asserts", lambda c: c[5].update(source="print('✓ It holds')")),
     "a claim in a comment": ("asserts", lambda c: c[5].update(source="# sr.claim('so', True)")),
+    "a model left on a GPU": (
+        "device",
+        lambda c: c[4].update(source="def f(m):\n    sr.fit(m, 1)\n    return m, 2"),
+    ),
     "no solution": ("exercises", lambda c: c.pop(8)),
     "a solution to nothing": ("exercises", lambda c: c.pop(7)),
     "an exercise without minutes": ("exercises", lambda c: c[7].update(source="### Exercise 1.1")),
