@@ -48,9 +48,16 @@ class SequentialModel(nn.Module):
         """Make every block's weights the way ``attention`` says.
 
         Raises:
-            ValueError: no weighting has that name, or it does not suit this model.
+            ValueError: no weighting has that name, or it does not suit this model; "uniform-loose"
+                has other parameters, so that no model comes to it or leaves it.
         """
-        if attention == LooseUniformAttention.name:
+        loose, now = LooseUniformAttention.name, self.config.get("attention")
+        if now is not None and (attention == loose) != (now == loose):
+            raise ValueError(
+                f"{loose!r} and the other forms have different parameters, so a trained model "
+                f"keeps its own: make a new model with attention={describe_weighting(attention)!r}"
+            )
+        if attention == loose:
             if self.gaussian:
                 raise ValueError(
                     f"{attention!r} is a form of SASRec; for {type(self).__name__} "
