@@ -48,8 +48,8 @@ class SequentialModel(nn.Module):
         """Make every block's weights the way ``attention`` says.
 
         Raises:
-            ValueError: no weighting has that name, or it does not suit this model; "uniform-loose"
-                has other parameters, so that no model comes to it or leaves it.
+            ValueError: no weighting has that name and settings, or it does not suit this model;
+                "uniform-loose" has other parameters: no model comes to it or leaves it.
         """
         loose, now = LooseUniformAttention.name, self.config.get("attention")
         if now is not None and (attention == loose) != (now == loose):
@@ -57,27 +57,35 @@ class SequentialModel(nn.Module):
                 f"{loose!r} and the other forms have different parameters, so a trained model "
                 f"keeps its own: make a new model with attention={describe_weighting(attention)!r}"
             )
+        self.check_weighting(attention)
         if attention == loose:
-            if self.gaussian:
-                raise ValueError(
-                    f"{attention!r} is a form of SASRec; for {type(self).__name__} "
-                    "there is the strict form, 'uniform'"
-                )
             for block in self.blocks:
                 block.attention = LooseUniformAttention(block.attention)
             self.config["attention"] = attention
             return
         for layer, block in enumerate(self.blocks):
             weighting = make_weighting(attention)
-            if weighting.gaussian and not self.gaussian:
-                raise ValueError(
-                    f"the weighting {weighting.name!r} is made for Gaussians, and "
-                    f"{type(self).__name__} has none; use STOSA, or another of "
-                    f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}"
-                )
             weighting.build(layer, self.num_heads, self.max_len)
             block.attention.weighting = weighting.to(next(self.parameters()).device)
         self.config["attention"] = describe_weighting(attention)
+
+    @classmethod
+    def check_weighting(cls, attention: str | dict[str, Any] | Weighting) -> None:
+        """Raise ValueError where ``attention`` is no weighting, or none for this kind of model."""
+        if attention == LooseUniformAttention.name:
+            if cls.gaussian:
+                raise ValueError(
+                    f"{attention!r} is a form of SASRec; for {cls.__name__} "
+                    "there is the strict form, 'uniform'"
+                )
+            return
+        weighting = make_weighting(attention)
+        if weighting.gaussian and not cls.gaussian:
+            raise ValueError(
+                f"the weighting {weighting.name!r} is made for Gaussians, and "
+                f"{cls.__name__} has none; use STOSA, or another of "
+                f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}"
+            )
 
     def check_items(self, items: Tensor) -> None:
         """Raise ValueError where ``items`` (B, L) is not what the model can read."""

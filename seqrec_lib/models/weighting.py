@@ -15,6 +15,7 @@ shuffling them: all are the same swap of this one object.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -91,6 +92,8 @@ class Weighting(nn.Module):
 
     def __init__(self, **settings: Any):
         super().__init__()
+        if settings and type(self).__init__ is Weighting.__init__:
+            raise TypeError(f"{type(self).__name__} has no settings, got {', '.join(settings)}")
         self.settings = settings
 
     def build(self, layer: int, num_heads: int, max_len: int) -> Weighting:
@@ -409,13 +412,24 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
 
 
 def make_weighting(spec: str | dict[str, Any] | Weighting) -> Weighting:
-    """A fresh weighting from a name, a name with settings (``{"name": .., ..}``) or an object."""
+    """A fresh weighting from a name, a name with settings (``{"name": .., ..}``) or an object.
+
+    Raises:
+        ValueError: no weighting has that name, or it has not these settings.
+    """
     if isinstance(spec, Weighting):
         return copy.deepcopy(spec)
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if name not in WEIGHTINGS:
         raise ValueError(f"no weighting is called {name!r}; there are: {', '.join(WEIGHTINGS)}")
+    arguments = inspect.signature(WEIGHTINGS[name]).parameters.values()
+    known = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD]
+    if unknown := [key for key in settings if key not in known]:
+        raise ValueError(
+            f"the weighting {name!r} has no setting {', '.join(unknown)}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
     return WEIGHTINGS[name](**settings)
 
 
