@@ -14,7 +14,7 @@ from .dropout import Dropout
 from .loose import LooseUniformAttention
 from .weighting import WEIGHTINGS, Weighting, describe_weighting, make_weighting
 
-__all__ = ["SASRec", "SequentialModel"]
+__all__ = ["SASRec", "SequentialModel", "checked_items"]
 
 
 class SequentialModel(nn.Module):
@@ -118,8 +118,13 @@ class SequentialModel(nn.Module):
 
         Returns:
             (item ids, scores), each (k,) or (B, k), best first.
+
+        Raises:
+            TypeError: ``items`` are no whole numbers.
+            ValueError: an item is unknown, a sequence does not end in an item, or there are not
+                ``k`` items to recommend.
         """
-        items = torch.as_tensor(items, device=next(self.parameters()).device)
+        items = checked_items(self, items)
         batch = torch.atleast_2d(items)[:, -self.max_len :]
         if not 1 <= k <= self.num_items:
             raise ValueError(f"k={k} must lie between 1 and the number of items, {self.num_items}")
@@ -219,6 +224,36 @@ class SASRec(SequentialModel):
     def readout(self) -> tuple[Tensor, None]:
         """(the item embeddings (num_items + 1, D), no bias)."""
         return self.items.weight, None
+
+
+def checked_items(model, items) -> Tensor:
+    """``items``, (L,) or (B, L), as int64 on the model's device, checked.
+
+    For what users pass: an unknown number would spoil the process of a GPU. Not for ``encode``,
+    since looking at numbers makes a GPU wait.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: one is not in 0..num_items, or padding stands after an item.
+    """
+    items = torch.as_tensor(items)
+    if items.numel() and (items.dtype == torch.bool or items.is_floating_point()):
+        raise TypeError(f"items are whole numbers, not {items.dtype}; convert them by .long()")
+    items, known = torch.atleast_1d(items.long()), getattr(model, "num_items", math.inf)
+    outside = items[(items < 0) | (items > known)]
+    if len(outside):
+        raise ValueError(
+            f"there is no item {outside[0]}; the model knows 1..{known}, and 0 is padding: give "
+            "items the numbers they have in the data that it was made for"
+        )
+    late = ((items[..., 1:] == 0) & (items[..., :-1] > 0)).nonzero()
+    if len(late):
+        last = items[tuple(late[0])].item()
+        raise ValueError(
+            f"padding (0) follows item {last}{f' in row {late[0, 0]}' if items.dim() > 1 else ''}; "
+            "padding stands on the left, so that sequences end in an item"
+        )
+    return items.to(next(model.parameters()).device)
 
 
 @contextlib.contextmanager
