@@ -413,6 +413,17 @@ def test_effects_are_those_of_the_seeds(invented):
     assert row["verdict"] == "too few seeds" and np.isnan(row["g"])
 
 
+def test_enough_seeds_without_spread_are_not_too_few(invented):
+    table = results(invented).assign(**{"test HR@1": 0.25, "test HR@5": 0.0, "test HR@20": np.nan})
+    for metric, seeds, verdict in (
+        ("test HR@1", 3, "no spread"),
+        ("test HR@5", 3, "no spread"),
+        ("test HR@20", 0, "too few seeds"),
+    ):
+        (row,) = tables.effects(table, metric=metric).to_dict("records")
+        assert (row["seeds"], row["verdict"]) == (seeds, verdict)
+
+
 def test_regimes_put_mixing_beside_reliance(invented):
     (row,) = tables.regimes(results(invented)).to_dict("records")
     assert row["mixing"] == pytest.approx(0.57)
