@@ -1,12 +1,13 @@
-"""Which device to compute on."""
+"""Which device to compute on, and how precisely."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import torch
 
-__all__ = ["device"]
+__all__ = ["device", "full_precision"]
 
 
 def device(name: str = "auto") -> torch.device:
@@ -24,3 +25,10 @@ def device(name: str = "auto") -> torch.device:
             "unset SEQREC_DEVICE or pass device='cpu'"
         )
     return chosen
+
+
+def full_precision(where: torch.device) -> contextlib.AbstractContextManager:
+    """Inside, there is no autocast on ``where``: for small differences of large numbers."""
+    if not torch.amp.is_autocast_available(where.type):  # "meta", which has shapes alone
+        return contextlib.nullcontext()
+    return torch.autocast(where.type, enabled=False)

@@ -168,17 +168,19 @@ def timeline(inter, split, users: Sequence[int], ax: Axes | None = None) -> Axes
 
     Args:
         inter: a log with timestamps, of whose events the split drops none.
-        split: of ``inter``, which ``inter.user_ids`` is None of.
+        split: of ``inter``.
         users: rows of ``inter``, drawn from top to bottom.
     """
     ax = _axes(ax)
     offsets, days = inter.sequences.offsets, (inter.timestamps - inter.timestamps.min()) / 86_400
-    ids = np.arange(inter.num_users) if split.train.user_ids is None else split.train.user_ids
-    trained = dict(zip(ids.tolist(), split.train.lengths.tolist(), strict=True))
+    own = [*range(inter.num_users)] if inter.user_ids is None else inter.user_ids.tolist()
+    ids = own if split.train.user_ids is None else split.train.user_ids.tolist()
+    trained = dict(zip(ids, split.train.lengths.tolist(), strict=True))
     found = {"training": [], "history only": [], "validation target": [], "test target": []}
     for y, user in enumerate(users):
         roles = ["history only"] * (offsets[user + 1] - offsets[user])
-        roles[: trained.get(user, 0)] = ["training"] * trained.get(user, 0)
+        first = trained.get(own[user], 0)
+        roles[:first] = ["training"] * first
         for name in ("validation", "test"):
             part = split.part(name)
             for row in np.flatnonzero(part.users == user):

@@ -156,6 +156,25 @@ def asserts(nb: NotebookNode) -> Problems:
         yield "no claim is asserted"
 
 
+def device(nb: NotebookNode) -> Problems:
+    """In a chapter with tensors of its own, what trains a model hands it back on the CPU."""
+    nodes = [node for cell in _code(nb) for node in ast.walk(_python(cell))]
+    if not any(isinstance(n, ast.Import) and n.names[0].name == "torch" for n in nodes):
+        return
+    for function in (node for node in nodes if isinstance(node, ast.FunctionDef)):
+        inside = [*ast.walk(function)]
+        trained = {
+            ast.unparse(node.args[0])
+            for node in inside
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "sr.fit" and node.args
+        }
+        for node in inside:
+            if isinstance(node, ast.Return) and node.value is not None:
+                returned = getattr(node.value, "elts", [node.value])
+                for model in trained & {ast.unparse(value) for value in returned}:
+                    yield f"{function.name}() trains {model}; let it return {model}.cpu()"
+
+
 def exercises(nb: NotebookNode) -> Problems:
     """Exercises are announced in one form, and each has a solution, folded away."""
     asked = [n for cell in _markdown(nb) for n in EXERCISE.findall(cell.source)]
@@ -220,6 +239,7 @@ CHECKS: list[Callable[[NotebookNode], Problems]] = [
     set_up,
     paths,
     asserts,
+    device,
     exercises,
     figures,
     markup,

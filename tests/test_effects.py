@@ -163,6 +163,22 @@ def test_what_cannot_be_measured_is_refused():
         equivalence([1, 2], [1, 3], 0)
 
 
+@pytest.mark.parametrize("spread", [1e-4, 1e-6, 1e-9, 1e-15])
+def test_the_interval_of_a_huge_effect_is_that_of_its_spread(spread):
+    """Beside it the means' own scatter is nothing; the pooled sd has a chi-squared's interval."""
+    a, b = 0.9 + spread * np.arange(5), 0.4 + spread * np.array([1, 0, 2, 4, 3])
+    effect, other = hedges_g(a, b), hedges_g(b, a)
+    d = (a.mean() - b.mean()) / math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    ends = d * np.sqrt(stats.chi2.ppf([0.025, 0.975], 8) / 8)
+    assert (effect.low, effect.high) == pytest.approx(tuple(ends), rel=1e-6)
+    assert (other.low, other.high) == pytest.approx((-effect.high, -effect.low))
+
+
+def test_two_pairs_of_a_large_effect_have_an_interval():
+    effect = hedges_g([1.0, 1.08], [0.0, 0.0], paired=True)  # t = 26, with one degree of freedom
+    assert 0 < effect.low < effect.high < np.inf
+
+
 def test_two_pairs_have_no_unbiased_effect_but_an_interval():
     effect = hedges_g([1, 2], [0, 0.5], paired=True)  # J = Gamma(1/2) / (.. Gamma(0)) = 0
     assert effect.g == 0 and effect.low < 0 < effect.high

@@ -36,6 +36,30 @@ def test_ragged_gives_views_and_refuses_what_is_outside():
         Ragged(np.arange(3), [0, 2])
 
 
+def test_lists_are_selected_by_number_from_either_end_or_by_a_mask():
+    ragged = Ragged.from_lists([[1, 2], [3], [4, 5]])
+    for rows in ([0, 2], [-3, -1], np.array([True, False, True]), np.array([0, 2], np.uint8)):
+        assert [list(x) for x in ragged.select(rows)] == [[1, 2], [4, 5]]
+    assert len(ragged.select([])) == len(ragged.select([False] * 3)) == 0
+    for wrong, said in (
+        ([3], "index 3 is out of range for 3 lists"),
+        ([0, -4], "index -4 is out of range"),
+        ([True, False], r"a mask of shape \(2,\) does not fit 3 lists"),
+    ):
+        with pytest.raises(IndexError, match=said):
+            ragged.select(wrong)
+    with pytest.raises(TypeError, match="whole numbers or a mask, not float64"):
+        ragged.select([0.0])
+
+
+def test_users_are_selected_by_a_mask_too():
+    inter = Interactions([[1, 2], [3], [1, 3]], 3, timestamps=np.arange(5))
+    part = inter.select_users(inter.lengths > 1)
+    assert [list(s) for s in part.sequences] == [[1, 2], [1, 3]]
+    assert part.timestamps.tolist() == [0, 1, 3, 4] and part.user_ids.tolist() == [0, 2]
+    assert inter.select_users([-1]).select_users([0]).user_ids.tolist() == [2]
+
+
 def test_items_must_be_in_the_catalogue():
     with pytest.raises(ValueError, match="must be numbered 1..2"):
         Interactions([[1, 3]], num_items=2)
@@ -95,6 +119,11 @@ def test_k_core_keeps_titles_with_their_items():
     core = inter.k_core(2)
     assert [[core.describe_item(i) for i in s] for s in core.sequences] == [["c", "b"], ["c", "b"]]
     assert list(core.item_ids) == [0, 2, 3]
+
+
+def test_k_core_keeps_who_is_who_where_users_had_no_ids():
+    core = Interactions([[1, 3], [2], [3, 1]], num_items=3).k_core(2)
+    assert core.to_frame().to_dict("list") == {"user": [0, 0, 2, 2], "item": [1, 3, 3, 1]}
 
 
 @given(logs())

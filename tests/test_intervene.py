@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,6 +173,16 @@ def test_layers_and_heads_are_chosen():
     assert torch.equal(trace[0].weights[:, 1], plain[0].weights[:, 1] * 2)
 
 
+def test_each_layer_gets_the_change_at_its_place_in_the_list():
+    m = model()
+    for layers in ([1, 0], [np.int64(-1), 0]):
+        with sr.intervene(m, ["last", "uniform"], layers=layers):
+            first, second = (layer.weights[1, 0] for layer in sr.capture(m, ITEMS))
+        assert torch.equal(second, torch.eye(6)) and not torch.equal(first, second)
+    with sr.intervene(m, "last", layers=np.int64(1)):
+        assert torch.equal(sr.capture(m, ITEMS)[1].weights[1, 0], torch.eye(6))
+
+
 def test_interventions_nest():
     m = model()
     with sr.intervene(m, "uniform"), sr.intervene(m, sr.RemoveDistance(0)):
@@ -262,6 +273,7 @@ def test_a_waiting_weighting_is_moved_and_switched_with_the_model():
     ("call", "error", "message"),
     [
         (dict(change="uniform", layers=[2]), ValueError, "no layer 2; the model has 2"),
+        (dict(change="uniform", layers=[1, -1]), ValueError, r"layer is named twice in \[1, -1\]"),
         (dict(change="uniform", heads=[-3]), ValueError, "no head -3; the model has 2"),
         (dict(change="nothing"), ValueError, "no weighting is called 'nothing'"),
         (dict(change="wasserstein"), ValueError, "made for Gaussians"),

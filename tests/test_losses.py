@@ -220,6 +220,18 @@ def test_low_precision_products_have_few_shapes():
     assert len(products.seen) <= 3 * 8
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_readout_s_bias_keeps_its_scores_out_of_low_precision(name):
+    encoded, targets, drawn = problem(dtype=torch.float32)
+    drawn = None if name == "ce" else drawn
+    for bias in (True, False):
+        model = Readout(dtype=torch.float32, bias=bias)
+        model.queries = lambda encoded: encoded  # what makes them may be in low precision
+        exact = LOSSES[name](model, encoded, targets, drawn)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (LOSSES[name](model, encoded, targets, drawn) == exact) == bias
+
+
 def test_bfloat16_products_err_by_no_more_than_their_eight_bits_allow():
     model = Readout(num_items=500, dim=32, dtype=torch.float32, scale=0.2)
     encoded, targets, _ = problem(n=900, num_items=500, dim=32, dtype=torch.float32)

@@ -161,3 +161,13 @@ def test_several_maps_share_one_scale():
     axes = plotting.heatmaps(maps, hide=[np.zeros((3, 3)), np.ones((3, 3))])
     assert [ax.get_title() for ax in axes] == ["one", "other"]
     assert {ax.collections[0].get_clim() for ax in axes} == {(0, 4)}
+
+
+def test_a_timeline_knows_users_by_their_ids():
+    days = np.tile(np.arange(6), 3) * 86_400
+    log = sr.Interactions([[1] * 6, [2] * 6, [3] * 6], 3, timestamps=days)
+    drawn = []
+    for inter, user in ((log, 2), (log.select_users([2, 1]), 0)):
+        ax = plotting.timeline(inter, sr.leave_one_out(inter), [user])
+        drawn.append({line.get_label(): list(line.get_xdata()) for line in ax.lines})
+    assert drawn[0] == drawn[1] and drawn[0]["training"] == [0, 1, 2, 3]

@@ -171,6 +171,14 @@ def test_one_item_or_none_gives_no_nan(norm, attention):
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("kind", [sr.SASRec, sr.STOSA])
+def test_items_may_lie_on_another_device(kind):
+    """As when a model was left on a GPU; "meta" is a device that every machine has."""
+    encoded = kind(NUM_ITEMS, max_len=MAX_LEN, dim=DIM).to("meta").encode(histories(9, 4))
+    parts = (encoded,) if torch.is_tensor(encoded) else encoded
+    assert all(part.device.type == "meta" and part.shape == (2, 9, DIM) for part in parts)
+
+
 def test_dropout_acts_in_training_alone():
     model, items = make(dropout=0.5), histories(9)
     assert torch.equal(model.encode(items), model.encode(items))
@@ -239,6 +247,32 @@ def test_recommending_uses_no_dropout_and_leaves_the_mode():
 def test_recommend_refuses(items, k, said):
     with pytest.raises(ValueError, match=said):
         make().recommend(torch.tensor(items, dtype=torch.int64), k=k)
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "said"),
+    [
+        ([1, 2, 31], ValueError, "no item 31; the model knows 1..30"),
+        ([[1, 2], [-1, 2]], ValueError, "no item -1"),
+        ([1.0, 2.0], TypeError, "whole numbers, not torch.float32"),
+        ([True, False], TypeError, "whole numbers, not torch.bool"),
+        ([1, 0, 3], ValueError, r"padding \(0\) follows item 1; padding stands on the left"),
+        ([[0, 1, 2], [3, 4, 0]], ValueError, r"padding \(0\) follows item 4 in row 1"),
+    ],
+)
+def test_items_from_users_are_checked(items, error, said):
+    model = make()
+    for read in (sr.SASRec.recommend, sr.capture, sr.removal_effects):
+        with pytest.raises(error, match=said):
+            read(model, items)
+
+
+def test_targets_are_checked_and_any_whole_numbers_are_read():
+    model, items = make(), histories(9, 4)
+    with pytest.raises(ValueError, match="no item 31"):
+        sr.item_contributions(model, items, [1, 31])
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(model.recommend(items.to(kind))[1], model.recommend(items)[1])
 
 
 # --- what is refused ---------------------------------------------------------------------------

@@ -100,6 +100,38 @@ def test_a_model_under_an_intervention_is_not_saved(tmp_path, change):
     assert same(sr.load(tmp_path / "model.safetensors"), model)
 
 
+@pytest.mark.parametrize("change", [sr.ScaleResidual(0.5), sr.SwapPositions(-1, -2)], ids=str)
+def test_nor_is_one_whose_intervention_is_no_weighting(tmp_path, change):
+    model = make()
+    with sr.intervene(model, change), pytest.raises(ValueError, match="outside the `with"):
+        sr.save(model, tmp_path / "m")
+    sr.save(model, tmp_path / "m")
+    assert same(sr.load(tmp_path / "m"), model)
+
+
+def test_a_weighting_that_the_configuration_does_not_know_is_not_saved(tmp_path):
+    for attention, there, said in (
+        ("softmax", "uniform", "block 1 has the weighting 'uniform' where .* says 'softmax'"),
+        ({"name": "shuffled"}, sr.WEIGHTINGS["shuffled"](seed=3), "'seed': 3.* says .*'seed': 0}"),
+        ("uniform-loose", "last", "'last' where .* says 'uniform'"),
+        (Nearest(), "softmax", "'softmax' where .* says 'nearest'"),
+    ):
+        model = make(attention=attention)
+        model.blocks[1].attention.weighting = sr.make_weighting(there).build(1, 1, 6)
+        with pytest.raises(ValueError, match=f"{said}; change weightings by model.set_weighting"):
+            sr.save(model, tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_loose_form_is_neither_left_nor_come_to(tmp_path):
+    for made, wanted in (("uniform-loose", "softmax"), ("softmax", "uniform-loose")):
+        model = make(attention=made)
+        with pytest.raises(ValueError, match=f"a new model with attention='{wanted}'"):
+            model.set_weighting(wanted)
+        sr.save(model, tmp_path / "m")
+        assert same(sr.load(tmp_path / "m"), model)
+
+
 def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
     path, old = tmp_path / "m", make(seed=1)
     sr.save(old, path)

@@ -111,6 +111,19 @@ def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
         np.testing.assert_allclose(a.column("loss"), b.column("loss"), rtol=0.02)
 
 
+def test_scores_at_once_are_precise_where_the_readout_has_a_bias():
+    class Biased(sr.SASRec):
+        def readout(self):
+            return self.items.weight, self.items.weight.square().sum(-1)
+
+    for kind in (Biased, sr.SASRec):
+        learner = stacking.Stacked([kind(9, dim=8, seed=seed) for seed in (0, 1)])
+        asked = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.long)
+        exact = learner._cross_entropies(*asked)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(learner._cross_entropies(*asked), exact) == (kind is Biased)
+
+
 def test_with_dropout_it_is_the_same_in_distribution():
     seeds = list(range(8))
     options = {"epochs": 3, "batch_size": 32, "lr": 1e-2, "progress": False, "device": "cpu"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import seqrec_lib as sr
 from seqrec_lib.models.stosa import as_point, positive
 from seqrec_lib.models.weighting import squared_distances
-from seqrec_lib.training.losses import bpr, ce
+from seqrec_lib.training.losses import LOSSES, _scores, bpr, ce
 
 HISTORY = torch.tensor([[0, 0, 3, 1, 4], [1, 5, 9, 2, 6]])
 
@@ -185,6 +185,40 @@ def test_evaluation_ranks_by_distance():
         history = torch.from_numpy(split.test.histories[user])[None, -8:]
         scores = stosa(history)[0, -1]
         assert ranks[user] == 1 + (scores > scores[split.test.targets[user]]).sum()
+
+
+def test_low_precision_leaves_order_and_losses():
+    """2 q e - |e|^2 is of the order of 1, both terms of 2 dim: bfloat16's steps are 2 there."""
+    stosa = model(num_items=300, dim=128)
+    draw = torch.Generator().manual_seed(1)
+    encoded = tuple(part.flatten(0, 1).detach() for part in stosa.encode(HISTORY))
+    targets, *others = torch.randint(1, 301, (31, 10), generator=draw)
+    negatives = torch.stack(others, 1)
+    exact = [loss(stosa, encoded, targets, negatives) for loss in LOSSES.values()]
+    signs = torch.sub(*_scores(stosa, encoded, targets, negatives)).sign()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = [loss(stosa, encoded, targets, negatives) for loss in LOSSES.values()]
+        assert torch.equal(torch.sub(*_scores(stosa, encoded, targets, negatives)).sign(), signs)
+    torch.testing.assert_close(low, exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("attention", ["wasserstein", "awrsr-stochastic"])
+def test_low_precision_leaves_the_weights(attention):
+    """Points are rounded, distances are not."""
+    stosa = model(dim=128, max_len=50, num_heads=1, num_blocks=1, attention=attention)
+    found = []
+    stosa.blocks[0].attention.recorder = lambda **seen: found.append(seen)
+    items = torch.randint(1, 10, (2, 50), generator=torch.Generator().manual_seed(0))
+    stosa.encode(items)
+    with torch.autocast("cpu", torch.bfloat16):
+        stosa.encode(items)
+    for what in ("scores", "weights"):
+        assert (found[0][what] - found[1][what]).abs().max() < 0.05
+
+
+def test_a_small_variance_keeps_its_digits_in_low_precision():
+    x = torch.tensor([-2.0, -4.0, -6.0, -8.0])
+    torch.testing.assert_close(positive(x.bfloat16()).float(), x.exp(), rtol=2**-8, atol=0)
 
 
 def test_errors_name_what_is_wrong():

@@ -99,6 +99,11 @@ def test_the_nearer_setting_wins_and_baselines_are_done_once():
         (with_runs({"datasets": []}), "datasets .* missing"),
         (with_runs({"datasets": ["beauty"], "data": {"seed": 1}}), "beauty is a file"),
         (with_runs({}, {"lr": 1.0}), "block 2 .*variant"),
+        ({**TINY, "datasets": {"beuty": {"dim": 4}}}, r"\[datasets.beuty\]: no data set 'beuty'"),
+        (with_runs({"variant": "a/b"}), "variant = 'a/b' names a file"),
+        (with_runs({"weighting": {"reading": "weights"}}), "'softmax' has no setting reading"),
+        (with_runs({"attentions": ["wasserstein"]}), "made for Gaussians, and SASRec has none"),
+        (with_runs({"models": ["stosa"], "attentions": ["uniform-loose"]}), "the strict form"),
     ],
 )
 def test_what_is_wrong_with_a_grid_is_said(grid, message):
@@ -482,6 +487,17 @@ def test_effects_are_those_of_the_seeds(invented):
     assert row["difference"] == pytest.approx(0.20) and row["verdict"] == "different"
     (row,) = tables.effects(results(invented, seed=0)).to_dict("records")
     assert row["verdict"] == "too few seeds" and np.isnan(row["g"])
+
+
+def test_enough_seeds_without_spread_are_not_too_few(invented):
+    table = results(invented).assign(**{"test HR@1": 0.25, "test HR@5": 0.0, "test HR@20": np.nan})
+    for metric, seeds, verdict in (
+        ("test HR@1", 3, "no spread"),
+        ("test HR@5", 3, "no spread"),
+        ("test HR@20", 0, "too few seeds"),
+    ):
+        (row,) = tables.effects(table, metric=metric).to_dict("records")
+        assert (row["seeds"], row["verdict"]) == (seeds, verdict)
 
 
 def test_regimes_put_mixing_beside_reliance(invented):

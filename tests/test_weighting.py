@@ -424,5 +424,14 @@ def test_errors_name_what_is_wrong():
         sr.SASRec(10, attention="softmx")
     with pytest.raises(ValueError, match="reading must be 'scores' or 'weights', not 'rows'"):
         sr.SASRec(10, attention={"name": "awrsr-simple", "reading": "rows"})
+    for spec, said in (
+        ({"name": "softmax", "temperature": 0.1}, "'softmax' has no setting temperature; .* none"),
+        ({"name": "shuffled", "sed": 3}, "'shuffled' has no setting sed; it has seed"),
+        ({"name": "awrsr-value", "rate": 3}, "no setting rate; it has reading, width, threshold"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sr.SASRec(10, attention=spec)
+    with pytest.raises(TypeError, match="Recency has no settings, got rate"):
+        w.Recency(rate=3)
     with pytest.raises(NotImplementedError, match="Weighting must define forward"):
         w.Weighting()(None, None)

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ..evaluation.ranking import evaluating
+from ..models.sasrec import checked_items
 from .capture import Trace, capture
 from .decompose import decompose
 
@@ -180,12 +181,12 @@ def _embedding_times_gradient(model, items: Tensor, target: Tensor) -> Tensor:
 
 
 def _question(model, items, target) -> tuple[Tensor, Tensor]:
-    """(items (B, L), target (B,)), on the model's device."""
-    device = next(model.parameters()).device
-    items = torch.atleast_2d(torch.as_tensor(items, device=device))
+    """(items (B, L), target (B,)), on the model's device, checked."""
+    items = torch.atleast_2d(checked_items(model, items))
     if target is None:
         return items, model.recommend(items, 1)[0][:, 0]
-    return items, torch.atleast_1d(torch.as_tensor(target, device=device))
+    target = torch.atleast_1d(torch.as_tensor(target))
+    return items, checked_items(model, target[:, None])[:, 0]
 
 
 def _score(model, items: Tensor, target: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.ranking import evaluating
+from ..models.sasrec import checked_items
 from ..models.stosa import StochasticBlock
 
 __all__ = ["FIELDS", "LayerTrace", "Trace", "capture"]
@@ -111,12 +112,13 @@ def capture(model, items, keep: Iterable[str] | None = None) -> Trace:
             of weights is B H L^2 numbers, everything else far less.
 
     Raises:
+        TypeError: ``items`` are no whole numbers.
         ValueError: ``keep`` names something unknown, or the model cannot read ``items``.
     """
     keep = set(FIELDS if keep is None else keep)
     if unknown := keep - set(FIELDS):
         raise ValueError(f"cannot keep {', '.join(sorted(unknown))}; there are {', '.join(FIELDS)}")
-    items = torch.atleast_2d(torch.as_tensor(items, device=next(model.parameters()).device))
+    items = torch.atleast_2d(checked_items(model, items))
     layers = [
         LayerTrace(projection=block.attention.output, reading_norm=block.reading_norm)
         for block in model.blocks

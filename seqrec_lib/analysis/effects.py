@@ -141,14 +141,26 @@ def _noncentralities(t: float, freedom: int, level: float) -> tuple[float, float
     sd = math.sqrt(1 + t * t / (2 * freedom))
 
     def solve(probability: float, step: float) -> float:
-        excess = lambda shift: stats.nct.cdf(t, freedom, shift) - probability  # noqa: E731
+        excess = lambda shift: _noncentral_cdf(t, freedom, shift) - probability  # noqa: E731
         start, end = t - step, t + step
-        # Walk out rather than start far: SciPy's cdf may be NaN where it is almost 0 or 1.
         while excess(start) * excess(end) > 0:
             end += step
         return float(optimize.brentq(excess, start, end))
 
     return solve((1 + level) / 2, -sd), solve((1 - level) / 2, sd)
+
+
+def _noncentral_cdf(t: float, freedom: int, shift: float) -> float:
+    """P(T <= t) of T = (Z + shift) / V, the noncentral t.
+
+    SciPy's is NaN where Z is too small to count, far out or beside a large shift; then T is
+    shift / V, with V^2 a chi-squared divided by its degrees of freedom.
+    """
+    found = stats.nct.cdf(t, freedom, shift)
+    if np.isnan(found):
+        beyond = stats.chi2.sf(freedom * max(shift / t, 0) ** 2, freedom)  # P(V >= shift / t)
+        found = beyond if t > 0 else 1 - beyond
+    return found
 
 
 def paired_difference(a, b, *, level: float = 0.95) -> Difference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -45,13 +46,15 @@ def intervene(
         change: how the weights are made instead (the name of a weighting without parameters,
             or an object, built or not); or a function ``edit(weights, allowed) -> weights``, both
             (B, H, L, L), such as :class:`RemovePosition` and :class:`RemoveDistance`; or a list
-            of these, one for each layer; or :class:`ScaleResidual`, :class:`SwapPositions`.
-        layers: numbers of blocks, from 0, or from -1 backwards; all by default.
+            of these, one for each of ``layers``, in their order; or :class:`ScaleResidual`,
+            :class:`SwapPositions`.
+        layers: numbers of blocks, from 0, or from -1 backwards, each once; all by default.
         heads: numbers of heads; all by default. The others go on as before.
 
     Raises:
         ValueError: a name of a weighting with parameters, which would be untrained; a layer or
-            head that does not exist; heads of something that has none; a list of another length.
+            head that does not exist, or is named twice; heads of something that has none; a
+            list of another length.
         TypeError: ``change`` is none of the above.
     """
     layers = _chosen(layers, len(model.blocks), "layer")
@@ -239,10 +242,13 @@ def _make(model, change, layer: int) -> Weighting | Edit:
 def _chosen(which: int | list[int] | None, count: int, what: str) -> list[int]:
     if which is None:
         return list(range(count))
-    which = [which] if isinstance(which, int) else list(which)
+    which = [which] if isinstance(which, Integral) else list(which)
     if outside := [n for n in which if not -count <= n < count]:
         raise ValueError(f"there is no {what} {outside[0]}; the model has {count}, from 0")
-    return sorted({n % count for n in which})
+    chosen = [int(n) % count for n in which]
+    if len({*chosen}) < len(chosen):
+        raise ValueError(f"a {what} is named twice in {which}")
+    return chosen
 
 
 def _from_the_end(positions: tuple[int, ...]) -> tuple[int, ...]:

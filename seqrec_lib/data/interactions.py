@@ -64,12 +64,35 @@ class Ragged(Sequence):
         return Ragged(self.values[mask], counts[self.offsets])
 
     def select(self, rows: np.ndarray) -> Ragged:
-        """The lists ``rows``, in that order."""
-        rows = np.asarray(rows, dtype=np.int64)
+        """The lists ``rows``, in that order; see :meth:`numbers`."""
+        rows = self.numbers(rows)
         lengths = self.lengths[rows]
         out = Ragged.from_lengths(np.empty(lengths.sum(), self.values.dtype), lengths)
         out.values[:] = self.values[np.repeat(self.offsets[rows], lengths) + out.position]
         return out
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """Which lists ``rows`` means: their numbers, 0 or more.
+
+        Args:
+            rows: (m,) numbers of lists, from -1 backwards; or (n,) bool, a mask over them all.
+
+        Raises:
+            IndexError: there is no such list, or the mask has another length.
+            TypeError: ``rows`` are no whole numbers.
+        """
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise IndexError(f"a mask of shape {rows.shape} does not fit {len(self)} lists")
+            return np.flatnonzero(rows)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise TypeError(f"lists are selected by whole numbers or a mask, not {rows.dtype}")
+        rows = rows.astype(np.int64)
+        outside = rows[(rows < -len(self)) | (rows >= len(self))]
+        if outside.size:
+            raise IndexError(f"index {outside[0]} is out of range for {len(self)} lists")
+        return np.where(rows < 0, rows + len(self), rows)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -204,16 +227,24 @@ class Interactions:
         return replace(self, sequences=self.sequences.keep(mask), **changes)
 
     def select_users(self, rows: np.ndarray, **changes) -> Interactions:
-        """Only the users ``rows``, in that order; the catalogue stays."""
-        rows = np.asarray(rows, dtype=np.int64)
+        """Only the users ``rows``, in that order; the catalogue stays.
+
+        Where users had no ids, these rows become their ids.
+
+        Args:
+            rows: (m,) numbers of users, from -1 backwards; or (num_users,) bool, a mask.
+
+        Raises:
+            IndexError: there is no such user, or the mask has another length.
+        """
+        rows = self.sequences.numbers(rows)
 
         def select(events: np.ndarray) -> np.ndarray:
             return Ragged(events, self.sequences.offsets).select(rows).values
 
         if self.timestamps is not None:
             changes.setdefault("timestamps", select(self.timestamps))
-        if self.user_ids is not None:
-            changes.setdefault("user_ids", self.user_ids[rows])
+        changes.setdefault("user_ids", rows if self.user_ids is None else self.user_ids[rows])
         if self.truth is not None:
             changes.setdefault("truth", replace(self.truth, sources=select(self.truth.sources)))
         return replace(self, sequences=self.sequences.select(rows), **changes)
@@ -221,7 +252,8 @@ class Interactions:
     def k_core(self, k: int) -> Interactions:
         """Remove users and items with fewer than ``k`` events, again and again until none is left.
 
-        Items that remain are renumbered 1..num_items in their old order. The result is the
+        Items that remain are renumbered 1..num_items in their old order; ``item_ids`` and
+        ``user_ids`` hold their old numbers where they had no ids. The result is the
         largest part of the log in which everyone has ``k`` events (it does not depend on the
         order of removal). ``dropped["below k-core"]`` counts the events removed.
         """

@@ -203,9 +203,8 @@ def global_temporal(
     test = part("test", users, np.ones_like(early), sequences.offsets[users + 1] - 1)
 
     rows = np.flatnonzero(np.bincount(owner[in_train], minlength=inter.num_users))
-    ids = np.arange(inter.num_users) if inter.user_ids is None else inter.user_ids
     return Split(
-        train=inter.keep_events(in_train).select_users(rows, user_ids=ids[rows]),
+        train=inter.keep_events(in_train).select_users(rows),
         validation=validation,
         test=test,
         name="global-temporal",

@@ -14,7 +14,7 @@ from .dropout import Dropout
 from .loose import LooseUniformAttention
 from .weighting import WEIGHTINGS, Weighting, describe_weighting, make_weighting
 
-__all__ = ["SASRec", "SequentialModel"]
+__all__ = ["SASRec", "SequentialModel", "checked_items"]
 
 
 class SequentialModel(nn.Module):
@@ -50,29 +50,44 @@ class SequentialModel(nn.Module):
         """Make every block's weights the way ``attention`` says.
 
         Raises:
-            ValueError: no weighting has that name, or it does not suit this model.
+            ValueError: no weighting has that name and settings, or it does not suit this model;
+                "uniform-loose" has other parameters: no model comes to it or leaves it.
         """
-        if attention == LooseUniformAttention.name:
-            if self.gaussian:
-                raise ValueError(
-                    f"{attention!r} is a form of SASRec; for {type(self).__name__} "
-                    "there is the strict form, 'uniform'"
-                )
+        loose, now = LooseUniformAttention.name, self.config.get("attention")
+        if now is not None and (attention == loose) != (now == loose):
+            raise ValueError(
+                f"{loose!r} and the other forms have different parameters, so a trained model "
+                f"keeps its own: make a new model with attention={describe_weighting(attention)!r}"
+            )
+        self.check_weighting(attention)
+        if attention == loose:
             for block in self.blocks:
                 block.attention = LooseUniformAttention(block.attention)
             self.config["attention"] = attention
             return
         for layer, block in enumerate(self.blocks):
             weighting = make_weighting(attention)
-            if weighting.gaussian and not self.gaussian:
-                raise ValueError(
-                    f"the weighting {weighting.name!r} is made for Gaussians, and "
-                    f"{type(self).__name__} has none; use STOSA, or another of "
-                    f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}"
-                )
             weighting.build(layer, self.num_heads, self.max_len)
             block.attention.weighting = weighting.to(next(self.parameters()).device)
         self.config["attention"] = describe_weighting(attention)
+
+    @classmethod
+    def check_weighting(cls, attention: str | dict[str, Any] | Weighting) -> None:
+        """Raise ValueError where ``attention`` is no weighting, or none for this kind of model."""
+        if attention == LooseUniformAttention.name:
+            if cls.gaussian:
+                raise ValueError(
+                    f"{attention!r} is a form of SASRec; for {cls.__name__} "
+                    "there is the strict form, 'uniform'"
+                )
+            return
+        weighting = make_weighting(attention)
+        if weighting.gaussian and not cls.gaussian:
+            raise ValueError(
+                f"the weighting {weighting.name!r} is made for Gaussians, and "
+                f"{cls.__name__} has none; use STOSA, or another of "
+                f"{', '.join(n for n, w in WEIGHTINGS.items() if not w.gaussian)}"
+            )
 
     def check_items(self, items: Tensor) -> None:
         """Raise ValueError where ``items`` (B, L) is not what the model can read."""
@@ -105,8 +120,13 @@ class SequentialModel(nn.Module):
 
         Returns:
             (item ids, scores), each (k,) or (B, k), best first.
+
+        Raises:
+            TypeError: ``items`` are no whole numbers.
+            ValueError: an item is unknown, a sequence does not end in an item, or there are not
+                ``k`` items to recommend.
         """
-        items = torch.as_tensor(items, device=next(self.parameters()).device)
+        items = checked_items(self, items)
         batch = torch.atleast_2d(items)[:, -self.max_len :]
         if not 1 <= k <= self.num_items:
             raise ValueError(f"k={k} must lie between 1 and the number of items, {self.num_items}")
@@ -188,8 +208,9 @@ class SASRec(SequentialModel):
             self.items.weight[0] = 0
 
     def encode(self, items: Tensor) -> Tensor:
-        """items (B, L) -> what the model knows after each of them, (B, L, D)."""
+        """items (B, L), on any device -> what the model knows after each of them, (B, L, D)."""
         self.check_items(items)
+        items = items.to(self.positions.device)
         allowed = allowed_pairs(items)
         x = self.items(items) * math.sqrt(self.dim) + self.positions[-items.shape[1] :]
         x = self.dropout(x)
@@ -206,6 +227,36 @@ class SASRec(SequentialModel):
     def readout(self) -> tuple[Tensor, None]:
         """(the item embeddings (num_items + 1, D), no bias)."""
         return self.items.weight, None
+
+
+def checked_items(model, items) -> Tensor:
+    """``items``, (L,) or (B, L), as int64 on the model's device, checked.
+
+    For what users pass: an unknown number would spoil the process of a GPU. Not for ``encode``,
+    since looking at numbers makes a GPU wait.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: one is not in 0..num_items, or padding stands after an item.
+    """
+    items = torch.as_tensor(items)
+    if items.numel() and (items.dtype == torch.bool or items.is_floating_point()):
+        raise TypeError(f"items are whole numbers, not {items.dtype}; convert them by .long()")
+    items, known = torch.atleast_1d(items.long()), getattr(model, "num_items", math.inf)
+    outside = items[(items < 0) | (items > known)]
+    if len(outside):
+        raise ValueError(
+            f"there is no item {outside[0]}; the model knows 1..{known}, and 0 is padding: give "
+            "items the numbers they have in the data that it was made for"
+        )
+    late = ((items[..., 1:] == 0) & (items[..., :-1] > 0)).nonzero()
+    if len(late):
+        last = items[tuple(late[0])].item()
+        raise ValueError(
+            f"padding (0) follows item {last}{f' in row {late[0, 0]}' if items.dim() > 1 else ''}; "
+            "padding stands on the left, so that sequences end in an item"
+        )
+    return items.to(next(model.parameters()).device)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from ..files import atomic_path
 from .loose import LooseUniformAttention
 from .sasrec import SASRec, SequentialModel
 from .stosa import STOSA
-from .weighting import WEIGHTINGS, Weighting
+from .weighting import WEIGHTINGS, Uniform, Weighting, describe_weighting, make_weighting
 
 __all__ = ["MODELS", "load", "save"]
 
@@ -30,7 +31,8 @@ def save(model: SequentialModel, path: str | os.PathLike) -> None:
 
     Raises:
         TypeError: the model's class is not one that :func:`load` can make.
-        ValueError: the model is under an intervention, which no file can hold.
+        ValueError: the model is under an intervention, or its weightings are not those of its
+            configuration: what a file holds is made from the latter.
     """
     name = type(model).__name__
     if MODELS.get(name) is not type(model):
@@ -38,15 +40,41 @@ def save(model: SequentialModel, path: str | os.PathLike) -> None:
             f"cannot save a {name}; load can make {', '.join(MODELS)}. "
             "For a class of your own, keep model.state_dict() with safetensors"
         )
-    if any(block.attention.weighting.name == "intervened" for block in model.blocks):
-        raise ValueError(
-            "cannot save a model under an intervention: load would make it without; "
-            "save it outside the `with intervene(..)`"
-        )
+    _check_configured(model)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     header = {"model": name, "config": json.dumps(model.config)}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=header)
+
+
+def _check_configured(model: SequentialModel) -> None:
+    """Raise ValueError where the model is not what :func:`load` would make of its configuration."""
+    if "encode" in vars(model) or any(
+        block.residual_scale != 1 or block.attention.weighting.name == "intervened"
+        for block in model.blocks
+    ):
+        raise ValueError(
+            "cannot save a model under an intervention: load would make it without; "
+            "save it outside the `with intervene(..)`"
+        )
+    configured = model.config["attention"]
+    if configured == LooseUniformAttention.name:
+        expected = Uniform.name
+    elif _name(configured) in WEIGHTINGS:
+        expected = describe_weighting(make_weighting(configured))  # with all its settings
+    else:
+        expected = configured  # of the reader's own class, described when it was set
+    for layer, block in enumerate(model.blocks):
+        found = describe_weighting(block.attention.weighting)
+        if found != expected:
+            raise ValueError(
+                f"cannot save a model whose block {layer} has the weighting {found!r} where its "
+                f"configuration says {expected!r}; change weightings by model.set_weighting(..)"
+            )
+
+
+def _name(spec: str | dict[str, Any]) -> str:
+    return spec if isinstance(spec, str) else spec["name"]
 
 
 def load(
@@ -67,8 +95,7 @@ def load(
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         kind, config = MODELS[header["model"]], json.loads(header["config"])
-        spec = config["attention"]
-        name = spec if isinstance(spec, str) else spec["name"]
+        name = _name(config["attention"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model saved by this library ({error})") from error
     if attention is not None:

@@ -20,16 +20,11 @@ from torch import Tensor, nn
 from .attention import Attention, Block, allowed_pairs
 from .dropout import Dropout
 from .sasrec import SequentialModel, seeded
-from .weighting import Weighting, squared_distances
+from .weighting import Weighting, positive, squared_distances
 
 __all__ = ["STOSA", "Gaussian", "StochasticAttention", "StochasticBlock"]
 
 Gaussian = tuple[Tensor, Tensor]
-
-
-def positive(x: Tensor) -> Tensor:
-    """ELU(x) + 1: a variance from any number. The floor keeps the root's slope finite."""
-    return (F.elu(x) + 1).clamp(min=1e-6)
 
 
 def as_point(gaussian: Gaussian) -> Tensor:
@@ -87,7 +82,8 @@ class StochasticAttention(Attention):
         query = self.query(mean), positive(self.covariance_query(covariance))
         key = self.key(mean), positive(self.covariance_key(covariance))
         query, key = (as_point(tuple(map(self.split, gaussian))) for gaussian in (query, key))
-        return -squared_distances(query, key) / math.sqrt(mean.shape[-1] / self.num_heads)
+        distances = squared_distances(query, key).to(mean.dtype)
+        return -distances / math.sqrt(mean.shape[-1] / self.num_heads)
 
 
 class StochasticBlock(Block):
@@ -190,8 +186,9 @@ class STOSA(SequentialModel):
         nn.init.normal_(self.covariance_positions, std=0.05)
 
     def encode(self, items: Tensor) -> Gaussian:
-        """items (B, L) -> (mean, covariance) of what is expected after each, two (B, L, D)."""
+        """items (B, L), on any device -> (mean, covariance) of what comes next, two (B, L, D)."""
         self.check_items(items)
+        items = items.to(self.positions.device)
         length, allowed = items.shape[1], allowed_pairs(items)
         mean = self.items(items) + self.positions[-length:]
         covariance = self.covariance_items(items) + self.covariance_positions[-length:]

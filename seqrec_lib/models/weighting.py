@@ -15,6 +15,7 @@ shuffling them: all are the same swap of this one object.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..device import full_precision
 
 __all__ = [
     "WEIGHTINGS",
@@ -89,6 +92,8 @@ class Weighting(nn.Module):
 
     def __init__(self, **settings: Any):
         super().__init__()
+        if settings and type(self).__init__ is Weighting.__init__:
+            raise TypeError(f"{type(self).__name__} has no settings, got {', '.join(settings)}")
         self.settings = settings
 
     def build(self, layer: int, num_heads: int, max_len: int) -> Weighting:
@@ -350,24 +355,40 @@ class RefinedStochastic(Refined):
 
     def refine(self, tokens, scores, allowed):
         length = tokens.shape[-1]
-        query = self._gaussian(tokens, self.w_query[-length:], self.w_query_scale[-length:])
-        key = self._gaussian(tokens, self.w_key[-length:], self.w_key_scale[-length:])
-        return -squared_distances(query, key) / math.sqrt(self.w_query.shape[-1])
+        # The scores of long rows are large, and so are the points: their distances would drown.
+        with full_precision(tokens.device):
+            tokens = tokens.to(self.w_query.dtype)
+            query = self._gaussian(tokens, self.w_query[-length:], self.w_query_scale[-length:])
+            key = self._gaussian(tokens, self.w_key[-length:], self.w_key_scale[-length:])
+        distances = squared_distances(query, key).to(tokens.dtype)
+        return -distances / math.sqrt(self.w_query.shape[-1])
 
     @staticmethod
     def _gaussian(tokens, w_mean, w_scale):
-        deviation = (F.elu(tokens @ w_scale) + 1).clamp(min=1e-6).sqrt()
-        return torch.cat([tokens @ w_mean, deviation], -1)
+        return torch.cat([tokens @ w_mean, positive(tokens @ w_scale).sqrt()], -1)
+
+
+def positive(x: Tensor) -> Tensor:
+    """ELU(x) + 1: a variance from any number. The floor keeps the root's slope finite."""
+    # Far below zero the 1 cancels: the sum is formed in float32 at least.
+    return (F.elu(_widened(x)) + 1).clamp(min=1e-6).to(x.dtype)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """||x_i - y_j||^2 from one matrix product. x (..., I, D), y (..., J, D) -> (..., I, J).
 
     Between diagonal Gaussians written as (mean, standard deviation) this is the squared
-    2-Wasserstein distance.
+    2-Wasserstein distance. It is a small difference of large numbers, so it comes in float32 at
+    least, whatever ``torch.autocast`` says.
     """
-    squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp(min=0)
+    with full_precision(x.device):
+        x, y = _widened(x), _widened(y)
+        squares = x.square().sum(-1)[..., None] + y.square().sum(-1)[..., None, :]
+        return (squares - 2 * x @ y.mT).clamp(min=0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 WEIGHTINGS: dict[str, type[Weighting]] = {
@@ -391,13 +412,24 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
 
 
 def make_weighting(spec: str | dict[str, Any] | Weighting) -> Weighting:
-    """A fresh weighting from a name, a name with settings (``{"name": .., ..}``) or an object."""
+    """A fresh weighting from a name, a name with settings (``{"name": .., ..}``) or an object.
+
+    Raises:
+        ValueError: no weighting has that name, or it has not these settings.
+    """
     if isinstance(spec, Weighting):
         return copy.deepcopy(spec)
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if name not in WEIGHTINGS:
         raise ValueError(f"no weighting is called {name!r}; there are: {', '.join(WEIGHTINGS)}")
+    arguments = inspect.signature(WEIGHTINGS[name]).parameters.values()
+    known = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD]
+    if unknown := [key for key in settings if key not in known]:
+        raise ValueError(
+            f"the weighting {name!r} has no setting {', '.join(unknown)}; "
+            f"it has {', '.join(known) or 'none'}"
+        )
     return WEIGHTINGS[name](**settings)
 
 

@@ -22,6 +22,7 @@ A key of a configuration is an argument of the model, of :func:`~seqrec_lib.fit`
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -127,6 +128,11 @@ def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:
         raise ValueError(
             f"{where}: {problem}; a grid has seeds, [config], [datasets.NAME] and [[runs]]"
         )
+    for dataset in grid.get("datasets", {}):
+        try:
+            _check_dataset(dataset)
+        except ValueError as error:
+            raise ValueError(f"{where}, [datasets.{dataset}]: {error}") from None
     runs: dict[str, Run] = {}
     for number, block in enumerate(grid["runs"], 1):
         try:
@@ -234,11 +240,14 @@ def defaults(model: str) -> dict[str, Any]:
     return ours
 
 
+def _check_dataset(name: str) -> None:
+    drawn = [f"{WORLD}{world}" for world in worlds.__all__ if world != "Oracle"]
+    if name not in (*DATASETS, *drawn):
+        raise ValueError(f"no data set {name!r}; there are {', '.join([*DATASETS, *drawn])}")
+
+
 def _checked(run: Run) -> Run:
-    name = run.dataset.removeprefix(WORLD)
-    names = [f"{WORLD}{name}" for name in worlds.__all__ if name != "Oracle"]
-    if run.dataset not in names and (name != run.dataset or name not in DATASETS):
-        raise ValueError(f"no data set {run.dataset!r}; there are {', '.join([*DATASETS, *names])}")
+    _check_dataset(run.dataset)
     for what, there in (
         ("split", SPLITS),
         ("attention", (*ATTENTIONS, "none")),
@@ -246,6 +255,15 @@ def _checked(run: Run) -> Run:
     ):
         if getattr(run, what) not in there:
             raise ValueError(f"no {what} {getattr(run, what)!r}; there are {', '.join(there)}")
-    if run.config["data"] and run.dataset not in names:
+    if run.config["data"] and not run.dataset.startswith(WORLD):
         raise ValueError(f"data = .. draws a world, but {run.dataset} is a file")
+    if not re.fullmatch(r"[\w.-]+", run.variant):
+        raise ValueError(
+            f"variant = {run.variant!r} names a file; it may hold letters, digits, '_', '-' and '.'"
+        )
+    if run.model in NEURAL:
+        settings = run.config["weighting"]
+        NEURAL[run.model].check_weighting(
+            {"name": run.attention, **settings} if settings else run.attention
+        )
     return run

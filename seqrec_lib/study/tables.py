@@ -255,7 +255,8 @@ def effects(
     Returns:
         ``a``, ``b`` (means), ``difference``, its 90 % interval ``low``, ``high``, Hedges' ``g``
         and its interval ``g_low``, ``g_high``, and the ``verdict`` of the equivalence test:
-        "equivalent", "different" or "undecided"; "too few seeds" with less than two of each.
+        "equivalent", "different" or "undecided"; "too few seeds" with less than two of each, "no
+        spread" where there is nothing to measure a difference by.
     """
     import pandas as pd
 
@@ -269,8 +270,9 @@ def effects(
         }
         try:
             g, test = hedges_g(x, y, level=level), equivalence(x, y, margin, relative=True)
-        except ValueError:
-            row |= {"difference": row[a] - row[b], "verdict": "too few seeds"}
+        except ValueError:  # besides too few: every seed the same, or no hit at all
+            verdict = "too few seeds" if row["seeds"] < 2 else "no spread"
+            row |= {"difference": row[a] - row[b], "verdict": verdict}
         else:
             row |= {
                 "difference": test.difference,
@@ -418,7 +420,8 @@ def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
     both = table[table["attention"].isin([a, b])]
     for key, group in both.groupby(by, sort=False):
         group = group.sort_values("seed")
-        x, y = (group.loc[group["attention"] == name, metric].to_numpy(float) for name in (a, b))
+        known = group[group[metric].notna()]  # older records may lack a metric
+        x, y = (known.loc[known["attention"] == name, metric].to_numpy(float) for name in (a, b))
         yield dict(zip(by, key, strict=True)), x, y
 
 

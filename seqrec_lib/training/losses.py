@@ -4,13 +4,20 @@ Every loss has the form ``loss(model, encoded, targets, negatives)`` on flat pos
 ``encoded`` (n, D) is what the model knows at n positions, ``targets`` (n,) the items that came
 next, ``negatives`` (n, k) items that did not (None for ``"ce"``). It returns the mean over
 positions, a scalar.
+
+Where the readout has a bias, ``torch.autocast`` does not reach the scores: with STOSA's they are
+differences of large numbers, of which a low precision leaves nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..device import full_precision
 
 __all__ = ["LOSSES", "bce", "bpr", "ce", "chunked_cross_entropy", "sampled_ce"]
 
@@ -18,9 +25,10 @@ __all__ = ["LOSSES", "bce", "bpr", "ce", "chunked_cross_entropy", "sampled_ce"]
 def ce(model, encoded, targets: Tensor, negatives: None = None) -> Tensor:
     """Cross-entropy of the target among all items."""
     table, bias = model.readout()
-    return chunked_cross_entropy(
-        model.queries(encoded), table[1:], targets - 1, None if bias is None else bias[1:]
-    )
+    with full_precision_if(bias):
+        return chunked_cross_entropy(
+            model.queries(encoded), table[1:], targets - 1, None if bias is None else bias[1:]
+        )
 
 
 def sampled_ce(model, encoded, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -57,10 +65,17 @@ def _scores(model, encoded, targets, negatives):
     """Scores of the targets (n, 1) and of the negatives (n, k), without scoring all items."""
     table, bias = model.readout()
     items = torch.cat([targets[:, None], negatives], 1)
-    scores = torch.einsum("nd,nkd->nk", model.queries(encoded), F.embedding(items, table))
+    with full_precision_if(bias):
+        queries = model.queries(encoded).to(table.dtype)
+        scores = torch.einsum("nd,nkd->nk", queries, F.embedding(items, table))
     if bias is not None:
         scores = scores + bias[items]
     return scores[:, :1], scores[:, 1:]
+
+
+def full_precision_if(bias: Tensor | None) -> contextlib.AbstractContextManager:
+    """No autocast where there is a bias: what it is added to may be large and cancel with it."""
+    return contextlib.nullcontext() if bias is None else full_precision(bias.device)
 
 
 def chunked_cross_entropy(

@@ -24,6 +24,7 @@ from ..models.dropout import Dropout
 from .fitting import Recipe, fit, train
 from .history import History
 from .losses import ce as cross_entropy
+from .losses import full_precision_if
 
 __all__ = ["fit_seeds"]
 
@@ -124,7 +125,8 @@ class Stacked:
         def scores(known: Tensor, *tensors: Tensor) -> Tensor:
             self._put(tensors)
             table, bias = self.skeleton.readout()
-            products = self.skeleton.queries(known) @ table[1:].T
+            with full_precision_if(bias):
+                products = self.skeleton.queries(known).to(table.dtype) @ table[1:].T
             return products if bias is None else products + bias[1:]
 
         known, targets = (pad_sequence(each, batch_first=True) for each in (known, targets))
