@@ -140,7 +140,7 @@ class Recipe:
         for free in ("device", "patience", *(["epochs"] if self.schedule == "constant" else [])):
             del settings[free]  # a run may go on elsewhere, or longer
         return {
-            "model": type(model).__name__, **model.config, **settings,
+            "model": type(model).__name__, **getattr(model, "config", {}), **settings,
             "users": split.train.num_users, "interactions": split.train.num_interactions,
             "data": zlib.crc32(split.train.sequences.values.tobytes()),
         }  # fmt: skip
@@ -242,8 +242,8 @@ def train(
     ]
     batches = Batches(split.train, models[0].max_len, recipe.batch_size, where)
     sampler = None if recipe.loss == "ce" else Negatives(split.train, recipe.negatives, where)
-    identity = recipe.identity(models[0], split) | named
-    saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
+    identity = None if checkpoint is None else recipe.identity(models[0], split) | named
+    saved = None if checkpoint is None else load_checkpoint(checkpoint, identity)
     if saved is not None:
         # Of one model alone, files once held the state without a list around it.
         for member, state in zip(members, saved.get("members", [saved]), strict=True):
