@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
 
 from .data import DATASETS
-from .study.grid import AXES, GRIDS, Run, load_grid, select
+from .study.grid import AXES, GRIDS, NEURAL, Run, load_grid, select
 from .study.records import Store
 from .study.records import results as read_results
 from .study.runner import duration, estimate, run_grid
@@ -80,15 +81,30 @@ def _runs(grid: str, only: dict[str, list[str]]) -> list[Run]:
         raise click.ClickException(str(error)) from error
 
 
+def _records(grid: str, only: dict[str, list[str]], results: Path | None):
+    """The records of these runs, as a table."""
+    store, found = Store(results), read_results(results)
+    done = {tuple(run.axes.values()) for run in _runs(grid, only) if store.state(run) == "done"}
+    rows = found[list(AXES)].itertuples(index=False, name=None)
+    return found.loc[[row in done for row in rows]]
+
+
 @study.command()
 @_grid_options
 @click.option(
     "--jobs",
+    type=click.IntRange(min=1),
     default=1,
     show_default=True,
     help="Runs at a time, one to a core: the best use of a CPU by far.",
 )
-@click.option("--threads", default=1, show_default=True, help="Cores for each run.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Cores for each run.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 @click.option(
     "--backend",
@@ -149,7 +165,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     if dry_run:
         _dry_run(runs, Store(results), options["jobs"], options["device"])
         return
-    with _cluster(backend, scheduler, options["jobs"], options["threads"]):
+    with _refused_in_words(), _cluster(backend, scheduler, options["jobs"], options["threads"]):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
     click.echo(
         f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
@@ -204,12 +220,13 @@ def table(kind, grid, only, results, form) -> None:
     """
     from .study import tables
 
-    if kind == "benchmark":
-        found = tables.benchmark(grid, results, **_typed(only)).drop(columns="missing")
-    elif kind == "missing":
-        found = tables.missing(grid, results)
+    if kind in ("benchmark", "missing"):
+        runs = _runs(grid, only)
+        chosen = {name: {getattr(run, name) for run in runs} for name in only}
+        found = getattr(tables, kind)(grid, results, **chosen)
+        found = found.drop(columns="missing", errors="ignore")  # a table of its own
     else:
-        found = getattr(tables, kind)(read_results(results, **_typed(only)))
+        found = getattr(tables, kind)(_records(grid, only, results))
     index = kind == "benchmark"
     shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form](index=index)
     click.echo(shown)
@@ -231,8 +248,9 @@ def profile(datasets, results) -> None:
     """
     from .study.profiling import write_profile
 
-    for dataset in datasets:
-        click.echo(f"written: {write_profile(dataset, results)}")
+    with _refused_in_words():
+        for dataset in datasets:
+            click.echo(f"written: {write_profile(dataset, results)}")
 
 
 @study.command()
@@ -251,7 +269,7 @@ def plot(kind, grid, only, results, output) -> None:
     \b
     regimes     mixing against reliance, the published points beside ours
     curves      validation NDCG@10 over the epochs
-    length      test NDCG@10 by the length of the users' histories
+    length      filtered test NDCG@10 by the length of the users' histories, of one data set
     weightings  test NDCG@10 of each weighting, with intervals over seeds
     """
     import matplotlib
@@ -260,7 +278,7 @@ def plot(kind, grid, only, results, output) -> None:
     from . import plotting
     from .study import tables
 
-    found = read_results(results, **_typed(only))
+    found = _records(grid, only, results)
     if found.empty:
         raise click.ClickException("there is no such record yet; `study run` makes them")
     if kind == "regimes":
@@ -268,6 +286,7 @@ def plot(kind, grid, only, results, output) -> None:
     elif kind == "curves":
         ax = plotting.learning_curves(tables.histories(found))
     elif kind == "length":
+        _one_setting(found)
         ax = plotting.by_length(tables.by_length(found), ylabel="filtered test NDCG@10")
     else:
         summary = tables.summarize(found, "test NDCG@10")
@@ -281,12 +300,25 @@ def plot(kind, grid, only, results, output) -> None:
     click.echo(f"written: {output}")
 
 
-def _typed(only: dict[str, list[str]]) -> dict[str, list]:
-    """The same for records, whose seeds are numbers."""
-    return {
-        name: [int(v) for v in values] if name == "seed" else values
-        for name, values in only.items()
-    }
+@contextmanager
+def _refused_in_words():
+    """A folder that may not be written to is said without a traceback."""
+    try:
+        yield
+    except PermissionError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _one_setting(found) -> None:
+    """Refuse records that differ in more than weighting and seed: a line would average them."""
+    several = [name for name in AXES if found[name].nunique() > 1]
+    several = [name for name in several if name not in ("attention", "seed")]
+    if several:
+        first = found.sort_values("model", key=lambda models: ~models.isin(NEURAL)).iloc[0]
+        raise click.ClickException(
+            f"these are records of more than one {', '.join(several)}, which a line would average; "
+            f"choose, as with {' '.join(f'--only {name}={first[name]}' for name in several)}"
+        )
 
 
 def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
@@ -300,8 +332,6 @@ def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
 
 def _cluster(backend: str, scheduler: str | None, jobs: int, threads: int):
     """The Dask client, open as long as it is needed."""
-    from contextlib import nullcontext
-
     if backend != "dask":
         return nullcontext()
     try:

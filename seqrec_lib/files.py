@@ -16,10 +16,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes ``path``'s place at once.
 
     A crash, a full disk or Ctrl-C leaves the old file (or none), never a part of the new one.
+    What a killed process leaves beside it is ``.{name}.*.tmp``, which nobody takes for a file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:

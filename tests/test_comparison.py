@@ -20,6 +20,7 @@ from seqrec_lib.study.comparison import (
 )
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import SCHEMA, Store, results
+from seqrec_lib.study.tables import visible_lengths
 
 # ---- the measure -------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def test_published_gains_keep_their_values():
 SEEDS = [0, 1, 2, 3]
 GRID = {
     "seeds": SEEDS,
-    "config": {"max_len": 8, "dim": 8},
+    "config": {"max_len": 20, "dim": 8},
     "runs": [
         {"datasets": ["world-markov", "world-taste"], "attentions": ["softmax", "awrsr-additive"]},
         {"datasets": ["world-markov"], "attentions": ["awrsr-additive"], "variant": "on-weights",
@@ -199,6 +200,21 @@ def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):
     assert at_most_1 == "equivalent" and set(by_length["verdict"]) == {"equivalent"}
 
 
+def test_histories_that_fill_the_window_are_one_group():
+    groups = {"5-9": (10, 0.8), "10-19": (30, 0.4), "20-49": (10, 0.2)}
+    scores = {
+        name: {"users": users, "test": {"HR@1": x}, "test_filtered": {"HR@1": x / 2}}
+        for name, (users, x) in groups.items()
+    }
+    seen = visible_lengths({"config": {"max_len": 10}, "by_length": scores})
+    assert list(seen) == ["5-9", "10+"] and seen["5-9"] == scores["5-9"]
+    assert seen["10+"]["users"] == 40
+    assert seen["10+"]["test"]["HR@1"] == pytest.approx((30 * 0.4 + 10 * 0.2) / 40)
+    assert seen["10+"]["test_filtered"]["HR@1"] == pytest.approx((30 * 0.4 + 10 * 0.2) / 80)
+    for window in ({"max_len": 50}, {}):  # a model without a window sees all
+        assert visible_lengths({"config": window, "by_length": scores}) == scores
+
+
 def test_epochs_are_counted_to_one_goal_for_all(root):
     table = results(root, dataset="world-markov", variant="main")
     found = epochs_to(table, share=0.9).set_index("attention")
@@ -211,7 +227,8 @@ def test_epochs_are_counted_to_one_goal_for_all(root):
     slow = epochs_to(slow, share=0.9).set_index("attention")
     assert slow.loc["awrsr-additive", ["mean", "fewest", "most"]].tolist() == [2.25, 2, 3]
     higher = epochs_to(table, share=1.0).set_index("attention")
-    assert higher.loc["softmax", "reached"] == 3 and np.isnan(higher.loc["softmax", "mean"])
+    never = higher.loc["softmax"]  # one seed does not get there, however long one waits
+    assert never["reached"] == 3 and never["most"] == np.inf and np.isfinite(never["fewest"])
     assert epochs_to(table, reference="uniform").empty
 
 

@@ -86,6 +86,13 @@ def by_enumeration(scores, target, hidden, name, k=None):
     return np.mean(values)
 
 
+def test_a_part_s_seen_items_are_found_once(monkeypatch):
+    split = make_split([[1, 3, 1, 2], [2], [3, 3]], [2, 3, 3], 4)
+    assert [items.tolist() for items in split.test.seen] == [[1, 3], [2], []]
+    monkeypatch.setattr(np, "unique", lambda *_: pytest.fail("looked for again"))
+    evaluate(Scores(np.eye(3, 4)), split)
+
+
 def test_four_users_by_hand():
     split = make_split([[1], [2], [3, 5], [4]], [1, 2, 3, 4], num_items=5)
     scores = [

@@ -16,7 +16,7 @@ def test_the_new_file_takes_the_old_one_s_place_at_once(tmp_path):
     path = tmp_path / "new folder" / "results.json"
     with atomic_path(path) as temporary:
         temporary.write_text("first")
-        assert temporary.parent == path.parent and temporary.suffix == ".json"
+        assert temporary.parent == path.parent and temporary.suffix == ".tmp"
         assert not path.exists()
     with atomic_path(str(path)) as temporary:
         temporary.write_text("second")

@@ -209,6 +209,20 @@ def test_the_world_s_random_numbers_are_left_alone():
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
 
+def test_a_cpu_s_run_touches_no_gpu(monkeypatch):
+    for name in ("manual_seed_all", "device_count", "get_rng_state"):  # as torch's own do
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(name))
+    train(fresh_model(), epochs=1, device="cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_s_random_numbers_are_left_alone_and_repeat():
+    before = torch.cuda.get_rng_state()
+    models = [train(loss="bce", device="cuda")[0] for _ in range(2)]
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.testing.assert_close(*map(weights, models), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_learns_a_world_whose_rule_is_known(loss):
     inter = sr.worlds.markov(num_users=300, num_items=80, length=14, seed=1)
@@ -382,6 +396,7 @@ def poison(monkeypatch, epoch, step, value=math.nan):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_leaves_the_last_good_state(monkeypatch, value, tmp_path):
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
     scripted(monkeypatch, [0.1, 0.2])
     poison(monkeypatch, epoch=3, step=2, value=value)
     model = fresh_model()
@@ -464,6 +479,7 @@ def suicidal(owner, name, call, after=False):
 
 
 def be_killed_again_and_again(folder):
+    fitting.SAVE_EVERY = 0
     torch.set_num_threads(1)  # a forked process has no other threads
     train(epochs=1)  # imports what torch puts off until it is needed
     assert in_a_child(lambda: run(f"{folder}/whole.pt", f"{folder}/whole")) == 0
@@ -505,6 +521,31 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path):
         assert torch.equal(tensor, end["model"][name]), name
 
 
+def test_a_checkpoint_is_written_now_and_then_at_the_end_and_before_it_is_too_late(
+    tmp_path, monkeypatch
+):
+    saved, save = [], fitting.save_checkpoint
+
+    def spy(*args, members, **more):
+        saved.append(len(members[0]["history"]["epochs"]))
+        save(*args, members=members, **more)
+
+    def stop(entry):
+        if entry["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "save_checkpoint", spy)
+    whole, _ = train(checkpoint=tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        train(checkpoint=tmp_path / "cut.pt", on_epoch=stop)
+    again, history = train(checkpoint=tmp_path / "cut.pt")
+    assert saved == [3, 2, 3] and len(history) == 3
+    assert_same_weights(again, whole)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+    train(checkpoint=tmp_path / "often.pt")
+    assert saved[3:] == [1, 2, 3]
+
+
 def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path):
     model, history = train(epochs=2, checkpoint=tmp_path / "run.pt")
     again, same = train(epochs=2, checkpoint=tmp_path / "run.pt")
@@ -522,6 +563,13 @@ def test_a_run_that_was_stopped_early_stays_stopped(tmp_path, monkeypatch):
     again, same = train(**options)  # the script is at its end: another epoch would fail
     assert same == history and same.stopped == "patience" and len(same) == 2
     assert_same_weights(again, model)
+
+
+def test_a_run_that_goes_on_for_more_patience_says_why_it_ended(tmp_path, monkeypatch):
+    scripted(monkeypatch, [0.2, 0.1, 0.1])
+    for patience, ended, epochs in ((1, "patience", 2), (5, "epochs", 3), (2, "patience", 3)):
+        _, history = train(epochs=3, patience=patience, checkpoint=tmp_path / "run.pt")
+        assert (history.stopped, len(history)) == (ended, epochs)
 
 
 @pytest.mark.parametrize(
@@ -546,6 +594,25 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, named):
         train(model, checkpoint=tmp_path / "run.pt", **changed)
     assert named in str(error.value) and "give this run another file" in str(error.value)
     assert (tmp_path / "run.pt").read_bytes() == before
+
+
+def test_a_checkpoint_does_not_make_one_model_of_another(tmp_path):
+    """Models that differ in their initial values alone: the file would put its own into both."""
+    path = tmp_path / "run.pt"
+    train(fresh_model(seed=1), epochs=1, checkpoint=path)
+    for seed, named in ((2, r"\[2\]"), (None, "None")):
+        with pytest.raises(ValueError, match=rf"model_seeds: \[1\] there, {named} here"):
+            train(fresh_model(seed), epochs=1, checkpoint=path)
+
+
+def test_a_checkpoint_from_before_models_knew_their_seed_is_continued(tmp_path):
+    path = tmp_path / "run.pt"
+    train(epochs=1, checkpoint=path)
+    saved = torch.load(path, weights_only=True)
+    identity = json.loads(saved["identity"])
+    assert identity.pop("model_seeds") == [0]
+    torch.save(saved | {"identity": json.dumps(identity)}, path)
+    assert_same_weights(train(checkpoint=path)[0], train()[0])
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path):

@@ -19,13 +19,8 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-ON_GPU = ("04_training", "07_stosa", "09_uniform", "10_norms")  # .cpu() is missing there still
-
-
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_chapter_is_in_order(request, path):
-    if path.stem in ON_GPU:
-        request.applymarker(pytest.mark.xfail(reason="hands back a model on the GPU"))
+def test_chapter_is_in_order(path):
     assert hygiene.problems(read(path), path.stat().st_size) == []
 
 

@@ -92,6 +92,8 @@ def test_a_profile_is_written_read_and_no_record(catalogue, tmp_path):
     row = profiles(tmp_path).loc["lastfm"]
     expected = sr.profile(sr.leave_one_out(catalogue))
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    (path.parent / ".lastfm.json.x7.json").write_text("{")  # left by a killed process
+    assert len(profiles(tmp_path)) == 1
     assert sr.results(tmp_path).empty  # and no warning of a damaged record
 
 

@@ -1,6 +1,7 @@
 """Several seeds in one batched model: each is the run it would have been alone."""
 
 import contextlib
+import types
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_scores_of_all_models_at_once_change_nothing(monkeypatch):
     options = {"seeds": [0, 1, 2], "epochs": 2, "batch_size": 32, "progress": False}
     found = []
     for at_once in (False, True):
-        monkeypatch.setattr(stacking, "_afford_scores", lambda known, at_once=at_once: at_once)
+        monkeypatch.setattr(stacking, "_afford_scores", lambda *_, at_once=at_once: at_once)
         made = models(options["seeds"])
         histories = fit_seeds(made, SPLIT, device="cpu", **options)
         found.append((made, [history.column("loss") for history in histories]))
@@ -50,6 +51,22 @@ def test_scores_of_all_models_at_once_change_nothing(monkeypatch):
     for a, b in zip(found[0][0], found[1][0], strict=True):
         for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_a_gpu_holds_the_scores_that_leave_room_for_other_jobs(monkeypatch):
+    class Known(list):
+        device = torch.device("cuda:0")
+
+    def afford(positions, num_items):
+        known = [Known(range(positions)), *([Known(range(positions // 2))] * 4)]
+        return stacking._afford_scores(known, num_items)
+
+    gpu = types.SimpleNamespace(total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda where: gpu)
+    assert afford(128 * 50, 3_416) and not afford(128 * 50, 20_033)  # 1.3 and 7.7 GB
+    gpu.total_memory = 80 * 2**30
+    assert afford(128 * 50, 20_033) and not afford(128 * 200, 20_033)
+    assert not stacking._afford_scores([torch.zeros(2, 3)], 1)  # a CPU has a cache to think of
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -84,7 +101,7 @@ def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
         if mixed:
             way = lambda where, precision: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
             monkeypatch.setattr(fitting, "_mixed", way)
-            monkeypatch.setattr(stacking, "_afford_scores", lambda known: True)
+            monkeypatch.setattr(stacking, "_afford_scores", lambda *_: True)
         made = [kind(SPLIT.num_items, **sizes, seed=seed) for seed in (0, 1)]
         options = {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}
         runs.append(fit_seeds(made, SPLIT, loss, seeds=[0, 1], **options))
@@ -186,6 +203,21 @@ def test_a_run_cut_short_goes_on_and_ends_with_the_same_weights(tmp_path):
         assert history.stopped == other.stopped
         for x, y in zip(a.parameters(), b.parameters(), strict=True):
             assert torch.equal(x, y)
+
+
+def test_a_run_extended_past_the_epoch_that_stopped_a_seed_ends_with_the_same_weights(tmp_path):
+    """That epoch was the last: the optimizer goes on with the rows of the others."""
+    options = CUT | {"schedule": "constant", "epochs": 30}
+    whole, again = (models(CUT["seeds"]) for _ in range(2))
+    expected = fit_seeds(whole, SPLIT, **options)
+    first = min(len(history) for history in expected)
+    assert [len(history) for history in expected].count(first) < 3
+    fit_seeds(again, SPLIT, checkpoint=tmp_path / "run.pt", **options | {"epochs": first})
+    again = models(CUT["seeds"])
+    found = fit_seeds(again, SPLIT, checkpoint=tmp_path / "run.pt", **options)
+    for a, b, history, other in zip(whole, again, expected, found, strict=True):
+        assert history.column("loss") == other.column("loss")
+        assert all(map(torch.equal, a.parameters(), b.parameters()))
 
 
 def test_the_checkpoint_of_other_seeds_is_refused(tmp_path):

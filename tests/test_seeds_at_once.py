@@ -21,6 +21,11 @@ GRID = {
 DROPOUT = {**GRID, "config": {**GRID["config"], "dropout": 0.2}}
 
 
+@pytest.fixture(autouse=True)
+def save_every_epoch(monkeypatch):
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+
+
 def study(folder, grid=DROPOUT, **options):
     places = {"results": folder / "results", "scratch": folder / "runs", "say": lambda text: None}
     return run_grid(load_grid(grid), **{**places, "seeds_at_once": True, **options})
@@ -121,6 +126,20 @@ def test_interrupted_at_any_moment_they_end_with_the_same_records(
     assert len(trained) == (2 if owner is fitting else 0) + 4  # of four epochs each
     assert records(tmp_path) == records(whole)
     assert not [*(tmp_path / "runs").glob("*.pt"), *(tmp_path / "runs").glob("*.running")]
+
+
+def test_seeds_begun_at_once_and_done_one_by_one_leave_no_checkpoint(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt(patch, fitting, "save_checkpoint", 2)
+        study(tmp_path)
+    left = lambda: [*(tmp_path / "runs").glob("*.seeds*")]  # noqa: E731
+    assert len(left()) == 2  # the checkpoint and its settings
+    softmax = [run for run in load_grid(DROPOUT) if run.attention == "softmax"]
+    for number, run in enumerate(softmax):
+        assert len(left()) == 2, number
+        options = {"results": tmp_path / "results", "scratch": tmp_path / "runs"}
+        run_grid([run], **options, seeds_at_once=False, say=lambda text: None)
+    assert not left()
 
 
 def test_a_setting_that_fails_is_reported_with_all_its_seeds(tmp_path):

@@ -7,10 +7,13 @@ import random
 import re
 import shlex
 import signal
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import seqrec_lib as sr
@@ -21,6 +24,7 @@ from seqrec_lib.study import records, runner, tables
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results
 from seqrec_lib.study.runner import run_grid, run_one
+from seqrec_lib.training import fitting
 
 TINY = {
     "seeds": [0, 1],
@@ -204,6 +208,19 @@ def test_damage_is_noticed_wherever_it_is(tiny, tmp_path):
     assert store.state(run) == "done"
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_what_a_killed_writer_left_is_no_record(tiny, tmp_path, half):
+    run = load_grid(TINY)[0]
+    store, text = Store(tmp_path), Store(tiny).path(run).read_text()
+    path = store.path(run)
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    (path.parent / f".{path.name}.x7.json").write_text(text[: 99 if half else None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(store)) == 1
+
+
 def test_a_damaged_record_is_set_aside_and_made_again(tiny, tmp_path):
     runs = load_grid(TINY)[:1]
     path = Store(tmp_path / "results").path(runs[0])
@@ -304,6 +321,7 @@ LONGER = {**TINY, "config": {**TINY["config"], "epochs": 12}}
 
 
 def do_longer(folder):
+    fitting.SAVE_EVERY = 0.05  # so that some epochs are in the file and some are not
     run_grid(
         load_grid(LONGER),
         results=folder / "results",
@@ -354,6 +372,36 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
     assert comparable(Store(tmp_path / "results").read(run)) == comparable(Store(tiny).read(run))
 
 
+def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
+    run, other = load_grid(TINY)[:2]
+    for name in (f"{run.key}.pt", f"{run.key}.json", f"{other.key}.pt"):
+        (tmp_path / f".{name}.x7.tmp").touch()
+    run_grid([run], results=tmp_path / "results", scratch=tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [f".{other.key}.pt.x7.tmp"]
+
+
+def test_a_record_of_other_settings_is_not_replaced_without_a_word(tiny, tmp_path):
+    run, other = (load_grid({**TINY, "config": {**TINY["config"], **more}})[0]
+                  for more in ({}, {"dim": 12, "epochs": 1}))  # fmt: skip
+    folder, said = tmp_path / "results", []
+    record = Store(tiny).read(run)
+    Store(folder).write(run, {name: record[name] for name in record.keys() - run.axes.keys()})
+    assert run_grid([other], results=folder, scratch=tmp_path, say=said.append).done == [other]
+    assert said[0].startswith("outdated: ") and "dim 8, now 12; epochs 3, now 1" in said[0]
+
+
+def test_the_records_of_a_release_are_not_added_to(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "seqrec_lib"
+    monkeypatch.setattr(records, "__file__", str(package / "study" / "records.py"))
+    assert records.results_dir() == package / "_results"
+    for root in (None, package / "_results"):
+        with pytest.raises(PermissionError, match="installed release.*--results DIR"):
+            run_grid(load_grid(TINY), results=root, scratch=tmp_path)
+    for command in (["run", "--scratch", tmp_path], ["profile", "lastfm"]):
+        assert call(*command, code=1).startswith("Error: ")
+    assert not package.exists()
+
+
 def test_kept_models_are_those_of_the_records(tiny, tmp_path):
     run = load_grid(TINY)[0]
     run_grid([run], results=tmp_path / "r", scratch=tmp_path / "s", keep_models=tmp_path / "m")
@@ -373,6 +421,34 @@ def test_cost_grows_with_what_is_computed():
     bce, beauty, ml_1m, refined, deep = costs
     assert bce < beauty < ml_1m < min(refined, deep)
     assert 1e12 < ml_1m < 2.5e12  # a SASRec of width 64: one to two million million
+
+
+def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
+    called = []
+    for name in ("init", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: called.append(name))
+    runner._reset_peak_memory(torch.device("cuda:0"))
+    assert called == ["init", "reset_peak_memory_stats"]
+    monkeypatch.setattr(runner, "pick_device", torch.device)
+    (counted,) = load_grid(with_runs({"models": ["popularity"]}))
+    assert run_one(counted, device="cuda:0")["device"].startswith("cpu: ")
+    assert len(called) == 2  # a baseline needs no GPU
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
+def test_the_peak_of_a_worker_is_not_that_of_whoever_started_it():
+    large = np.ones(2**29, np.uint8)
+    code = """from seqrec_lib.study import runner; cpu = runner.pick_device("cpu")
+runner._reset_peak_memory(cpu); print(runner._peak_memory(cpu))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    own = runner._peak_memory(torch.device("cpu"))
+    assert len(large) / 2**20 < own and 10 < float(done.stdout) < own - 300
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_numbered_gpu_may_be_the_first_thing_a_process_asks_of_cuda():
+    code = "from seqrec_lib.study import runner; runner._reset_peak_memory(runner.pick_device(%r))"
+    subprocess.run([sys.executable, "-c", code % "cuda:0"], check=True)
 
 
 # ---- tables ----------------------------------------------------------------------------------
@@ -517,6 +593,9 @@ def test_the_verdict_on_pairs(invented, shift, margin, verdict):
     table.loc[table["attention"] == "uniform", "x"] = values + shift
     (row,) = tables.paired(table, "x", margin=margin).to_dict("records")
     assert row["verdict"] == verdict
+    share = margin / values.mean()  # the same margin, told as a share of softmax's mean
+    (row,) = tables.paired(table, "x", margin=share, relative=True).to_dict("records")
+    assert row["verdict"] == verdict
     (one,) = tables.paired(table[table["seed"] == 0], "x").to_dict("records")
     assert one["verdict"] == "too few seeds" and np.isnan(one["low"])
 
@@ -590,6 +669,62 @@ def test_the_command_line_says_what_it_cannot_do(tmp_path):
     assert "there are" in call("run", "--only", "dataset=beuaty", code=1)
     assert "no grid nothing" in call("run", "--grid", "nothing", code=1)
     assert "no such record" in call("plot", "curves", "--results", tmp_path, code=1)
+
+
+@pytest.mark.parametrize("command", [
+    "run --dry-run", "status", "table benchmark", "table effects", "table regimes",
+    "table missing", "plot curves", "plot length",
+])  # fmt: skip
+def test_every_command_refuses_runs_that_are_not_there(command, tmp_path):
+    for only, words in {
+        "foo=1": "runs have no 'foo'",
+        "dataset=beuty": "no run has dataset=beuty; there are ",
+        "seed=x": "no run has seed=x; there are 0, 1",
+    }.items():
+        assert words in call(*command.split(), "--only", only, "--results", tmp_path, code=1)
+
+
+def test_neither_jobs_nor_threads_can_be_none():
+    for option in ("--jobs", "--threads"):
+        assert "x>=1" in call("run", "--dry-run", option, "0", code=2)
+
+
+@pytest.fixture(scope="module")
+def two_worlds(tmp_path_factory):
+    """A grid of two worlds and its records, and one record more that is not of the grid."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "grid.toml").write_text("""
+        config = {max_len = 8, dim = 8, epochs = 1, data = {num_users = 40, num_items = 20}}
+        runs = [{datasets = ["world-markov", "world-taste"], attentions = ["softmax", "uniform"]}]
+    """)
+    other = load_grid(with_runs({"variant": "other"}, seeds=[0]))
+    runs = load_grid(folder / "grid.toml")
+    run_grid([*runs, *other], results=folder / "results", scratch=folder / "runs")
+    return "--grid", folder / "grid.toml", "--results", folder / "results"
+
+
+@pytest.mark.parametrize("kind", ["benchmark", "effects", "regimes", "missing"])
+def test_a_table_is_of_the_runs_that_are_meant(two_worlds, kind, tmp_path):
+    here = [*two_worlds, *(["--results", tmp_path] if kind == "missing" else [])]
+    text = call("table", kind, *here)
+    assert "markov" in text and "taste" in text and "other" not in text
+    text = call("table", kind, *here, "--only", "dataset=world-taste")
+    assert "taste" in text and "markov" not in text
+
+
+def test_a_record_made_with_other_settings_is_in_no_table(two_worlds, tmp_path):
+    grid = tmp_path / "wider.toml"
+    grid.write_text(two_worlds[1].read_text().replace("dim = 8", "dim = 12"))
+    for kind, there in (("benchmark", "missing"), ("effects", "Empty")):
+        assert there in call("table", kind, "--grid", grid, *two_worlds[2:])
+
+
+def test_a_line_by_length_is_of_one_setting(two_worlds, tmp_path):
+    here = [*two_worlds, "--output", tmp_path / "x.svg"]
+    said = call("plot", "length", *here, code=1)
+    assert "more than one dataset," in said and said.strip().endswith("--only dataset=world-markov")
+    call("plot", "length", *here, "--only", "dataset=world-taste")
+    assert (tmp_path / "x.svg").exists()
 
 
 def test_help_names_every_command():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,16 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @cached_property
+    def seen(self) -> Ragged:
+        """Per question, the distinct items of the history in rising order, the target left out."""
+        above = int(self.histories.values.max(initial=0)) + 1
+        pairs = np.unique(self.histories.owner * above + self.histories.values)
+        owner, item = np.divmod(pairs, above)
+        other = item != self.targets[owner]
+        lengths = np.bincount(owner[other], minlength=len(self))
+        return Ragged.from_lengths(item[other].astype(np.int64), lengths)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.batching import pad
 from ..data.interactions import Ragged
-from ..data.splits import Part, Split
+from ..data.splits import Split
 from .metrics import KS, Metrics
 
 __all__ = ["evaluate", "evaluating"]
@@ -87,7 +87,6 @@ def evaluate(
         )
     if sampled is not None:
         draw = _Negatives(sampled, sampled_by, split, seed)
-    seen = _seen(users, split.num_items)
     rows, found = [], []
     with (
         evaluating(model, device),
@@ -96,7 +95,7 @@ def evaluate(
     ):
         for chunk, scores in _score_chunks(model, users.histories, batch_size):
             targets = torch.from_numpy(users.targets[chunk]).to(scores.device)
-            known = seen.select(chunk)
+            known = users.seen.select(chunk)
             if sampled is None:
                 counts = _count(scores, targets, known)
             else:
@@ -208,15 +207,6 @@ class _Negatives:
             )
         first = np.argpartition(time, self.size - 1, axis=1)[:, : self.size]
         return torch.from_numpy(first + 1)
-
-
-def _seen(part: Part, num_items: int) -> Ragged:
-    """Per user, the distinct items of the history, the target left out."""
-    pairs = np.unique(part.histories.owner * (num_items + 1) + part.histories.values)
-    owner, item = np.divmod(pairs, num_items + 1)
-    other = item != part.targets[owner]
-    lengths = np.bincount(owner[other], minlength=len(part))
-    return Ragged.from_lengths(item[other].astype(np.int64), lengths)
 
 
 @contextmanager

@@ -58,8 +58,9 @@ def costs(
         - ``milliseconds``: the median time of a step, in evaluation mode (no dropout); NaN where
           it was not measured;
         - ``peak_mb``: 1e6 bytes of tensors alive at once beyond the parameters, gradients
-          included. Counted tensor by tensor, so it is the same on every device; what a kernel
-          takes for itself while it runs is not in it.
+          included. Counted tensor by tensor, so it is the same every time; what a kernel takes
+          for itself while it runs is not in it. The loss holds more scores at a time on a GPU
+          (:func:`~seqrec_lib.training.losses.chunked_cross_entropy`): compare on one device.
     """
     import pandas as pd
 

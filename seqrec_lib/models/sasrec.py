@@ -24,11 +24,13 @@ class SequentialModel(nn.Module):
     j is then ``queries @ table[j] + bias[j]``, up to a constant of the row.
 
     Attributes:
-        config: the constructor's arguments, as plain data.
+        config: the constructor's arguments, as plain data, but for the seed.
+        seed: of the initial values; None where torch's generator drew them.
         gaussian: whether scores compare Gaussians, which some weightings ask for.
     """
 
     gaussian = False
+    seed: int | None = None
     blocks: nn.ModuleList
 
     def __init__(
@@ -181,6 +183,7 @@ class SASRec(SequentialModel):
         seed: int | None = None,
     ):
         super().__init__(num_items, max_len, dim, num_blocks, num_heads, dropout=dropout, norm=norm)
+        self.seed = seed
         with seeded(seed):
             self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
             self.positions = nn.Parameter(torch.empty(max_len, dim))
@@ -263,5 +266,5 @@ def seeded(seed: int | None):
         yield
         return
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU's, too
         yield

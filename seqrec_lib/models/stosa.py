@@ -160,7 +160,7 @@ class STOSA(SequentialModel):
             num_items, max_len, dim, num_blocks, num_heads, dropout=dropout,
             mean_attention=mean_attention, regularization=regularization,
         )  # fmt: skip
-        self.regularization = regularization
+        self.regularization, self.seed = regularization, seed
         with seeded(seed):
             self.items, self.covariance_items = (
                 nn.Embedding(num_items + 1, dim, padding_idx=0) for _ in range(2)

@@ -25,6 +25,7 @@ from .tables import (
     published_data,
     reader,
     settings_of,
+    visible_lengths,
 )
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def gains(
     Args:
         new, reference: a weighting, or (weighting, variant).
         margin: the smallest gain or loss that matters, as a share of the reference.
-        min_users: judge users with histories of each length apart, in groups of so many or more;
-            None judges all as one.
+        min_users: judge users with histories of each length apart, in groups of so many or more
+            (those who fill the model's window are one group); None judges all as one.
         only: keep the runs with these properties, such as ``dataset=["beauty", "ml-1m"]``.
 
     Returns:
@@ -183,7 +184,8 @@ def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softma
     Returns:
         a row for each setting whose reference has records: ``goal``, ``seeds``, ``reached`` (how
         many of them get there), and the ``mean``, the ``fewest`` and the ``most`` epochs of a
-        seed, NaN unless all get there. So few whole numbers make no sensible interval.
+        seed; a seed that never gets there counts as infinitely many. So few whole numbers make no
+        sensible interval.
     """
     import pandas as pd
 
@@ -199,12 +201,10 @@ def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softma
             continue
         goal = share * np.mean(best)
         for attention, own in group.groupby("attention", sort=False):
-            first = [_first(curve, goal) for curve in own["scores"]]
-            there = [epoch for epoch in first if epoch is not None]
-            epochs = np.array(first if len(there) == len(first) else [math.nan], dtype=float)
+            epochs = np.array([_first(curve, goal) for curve in own["scores"]])
             rows.append({
                 **dict(zip(by, key, strict=True)), "attention": attention, "goal": goal,
-                "seeds": len(first), "reached": len(there),
+                "seeds": len(epochs), "reached": int(np.isfinite(epochs).sum()),
                 "mean": epochs.mean(), "fewest": epochs.min(), "most": epochs.max(),
             })  # fmt: skip
     columns = [*by, "attention", "goal", "seeds", "reached", "mean", "fewest", "most"]
@@ -214,7 +214,7 @@ def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softma
 def chosen(
     candidates: Sequence[str],
     metric: str = "NDCG@10",
-    setting: str = "dropout",
+    settings: Sequence[str] = ("dropout",),
     grid: str | Path | Mapping[str, Any] = "main",
     root: Root = None,
     **only: Any,
@@ -227,12 +227,12 @@ def chosen(
 
     Args:
         candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
-        setting: what they differ in, a key of their configurations.
+        settings: what they differ in, keys of their configurations.
 
     Returns:
         a row for each data set, split, model, attention and loss: ``tried`` (candidates with
         records, of those the grid has), ``variant`` (the choice, "" without records) and its
-        value of ``setting``, ``seeds``, ``validation``, ``test`` (means over its seeds, by that
+        values of ``settings``, ``seeds``, ``validation``, ``test`` (means over its seeds, by that
         ruler) and ``missing``, the command for the rest.
     """
     import pandas as pd
@@ -260,7 +260,7 @@ def chosen(
         records = list(found.get(best, {}).values())
         rows[key] = {
             "tried": f"{len(found)} of {len(variants)}", "variant": best,
-            setting: variants[best][0].config[setting] if best else math.nan,
+            **{name: variants[best][0].config[name] if best else math.nan for name in settings},
             "seeds": len(records),
             "validation": mean_or_nan([record[validation][metric] for record in records]),
             "test": mean_or_nan([record[test][metric] for record in records]),
@@ -268,7 +268,7 @@ def chosen(
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
-    columns = ["tried", "variant", setting, "seeds", "validation", "test", "missing"]
+    columns = ["tried", "variant", *settings, "seeds", "validation", "test", "missing"]
     return pd.DataFrame(list(rows.values()), columns=columns, index=index)
 
 
@@ -312,7 +312,7 @@ def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str
     record = record or {"users": {"test": 0}, "by_length": {}}
     if min_users is None:
         return {"all": {**record, "users": record["users"]["test"]}}
-    groups = record["by_length"].items()
+    groups = visible_lengths(record).items() if record["by_length"] else ()
     return {length: group for length, group in groups if group["users"] >= min_users}
 
 
@@ -337,5 +337,5 @@ def _by_seed(records) -> dict[int, dict[str, Any]]:
     return {record["seed"]: record for record in records if record is not None}
 
 
-def _first(curve: Sequence[float], goal: float) -> int | None:
-    return next((epoch for epoch, score in enumerate(curve, 1) if score >= goal), None)
+def _first(curve: Sequence[float], goal: float) -> float:
+    return next((epoch for epoch, score in enumerate(curve, 1) if score >= goal), math.inf)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..analysis.profile import profile
 from ..data import leave_one_out, load_dataset
 from ..files import atomic_path
-from .records import PROFILES, results_dir, rounded
+from .records import PROFILES, results_dir, rounded, writable_dir
 from .runner import code_version, data_sha256
 
 __all__ = ["profiles", "write_profile"]
@@ -20,8 +20,12 @@ def write_profile(dataset: str, root: str | os.PathLike | None = None) -> Path:
 
     Args:
         dataset: a key of ``DATASETS``.
-        root: by default :func:`~.records.results_dir`.
+        root: by default the checkout's results.
+
+    Raises:
+        PermissionError: this is an installed release, and ``root`` is left out.
     """
+    path = writable_dir(root) / PROFILES / f"{dataset}.json"
     inter = load_dataset(dataset)
     split = leave_one_out(inter)
     found = {
@@ -31,7 +35,6 @@ def write_profile(dataset: str, root: str | os.PathLike | None = None) -> Path:
         "data_sha256": data_sha256(inter),
         "code_version": code_version(),
     }
-    path = Path(results_dir() if root is None else root) / PROFILES / f"{dataset}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return path
@@ -46,5 +49,6 @@ def profiles(root: str | os.PathLike | None = None):
     import pandas as pd
 
     folder = Path(results_dir() if root is None else root) / PROFILES
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    paths = sorted(folder.glob("[!.]*.json"))
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return pd.DataFrame(rows, columns=None if rows else ["dataset"]).set_index("dataset")

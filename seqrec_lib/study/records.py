@@ -87,7 +87,7 @@ class Store:
             record = read_record(self.path(run))
         except FileNotFoundError:
             return None
-        return record if _same_settings(run, record["config"]) else None
+        return None if _changed(run, record["config"]) else record
 
     def state(self, run: Run) -> str:
         """ "done", "missing", "outdated" (made with other settings) or "damaged"."""
@@ -98,6 +98,11 @@ class Store:
             return "damaged"
         return "outdated" if self.path(run).exists() else "missing"
 
+    def changes(self, run: Run) -> str:
+        """How an outdated record was made, and how the run would be: "dim 8, now 12"."""
+        changed = _changed(run, read_record(self.path(run))["config"])
+        return "; ".join(f"{name} {was}, now {now}" for name, (was, now) in changed.items())
+
     def set_aside(self, run: Run) -> Path:
         """Rename a damaged record, so that it is out of the way but not lost."""
         path = self.path(run)
@@ -105,7 +110,7 @@ class Store:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of their names; a damaged one is left out with a warning."""
-        for path in sorted(self.root.glob("*/*.json")):
+        for path in sorted(self.root.glob("*/[!.]*.json")):  # hidden: half-written
             if path.parent.name in ("benchmarks", PROFILES):  # timings and data sets, not runs
                 continue
             try:
@@ -121,7 +126,27 @@ def results_dir() -> Path:
     """The results of the checkout that holds the library, else those installed with it."""
     package = Path(__file__).parents[1]
     checkout = package.parent / "results"
-    return checkout if (package.parent / "pyproject.toml").is_file() else package / "_results"
+    return checkout if (package.parent / "pyproject.toml").is_file() else _installed()
+
+
+def _installed() -> Path:
+    """The records that an installed release brings along."""
+    return Path(__file__).parents[1] / "_results"
+
+
+def writable_dir(root: str | os.PathLike | None = None) -> Path:
+    """``root``, or the checkout's results.
+
+    Raises:
+        PermissionError: these are the records that an installed release brings along.
+    """
+    root = Path(results_dir() if root is None else root)
+    if root.resolve() == _installed().resolve():
+        raise PermissionError(
+            f"{root} holds the records of the installed release, and nothing is added to them: "
+            "name a folder of your own (--results DIR)"
+        )
+    return root
 
 
 def results(root: str | os.PathLike | None = None, **only: Any):
@@ -205,14 +230,18 @@ def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "curve": curve}
 
 
-def _same_settings(run: Run, made_with: Mapping[str, Any]) -> bool:
-    """Whether a record's configuration is the run's.
+def _changed(run: Run, made_with: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where a record's configuration is not the run's: setting -> (the record's, the run's).
 
     A setting the record does not know was added later: it was at its default then.
     """
-    known = defaults(run.model)
+    made_with = {**defaults(run.model), **made_with}
     plain = json.loads(json.dumps(dict(run.config)))
-    return all(made_with.get(key, known.get(key)) == value for key, value in plain.items())
+    return {
+        key: (made_with.get(key), value)
+        for key, value in plain.items()
+        if made_with.get(key) != value
+    }
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Doing the runs of a study: one at a time, or many side by side, whatever interrupts them.
 
 Where a run stands is known from files alone. Its record says that it is done; its checkpoint
-holds all epochs so far; a lock says that some process works on it. So any number of commands,
+holds its epochs so far; a lock says that some process works on it. So any number of commands,
 killed at any moment, on one machine or on several that share a folder, end with the same
 records as one command left in peace.
 
@@ -45,7 +45,7 @@ from ..models import save
 from ..models.weighting import Refined
 from ..training import fit, fit_seeds
 from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run
-from .records import Store, rounded
+from .records import Store, rounded, writable_dir
 
 __all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
 
@@ -122,13 +122,14 @@ def run_job(
         on_epoch: called with (which run, the entry of its history).
     """
     where, before, run = pick_device(device), torch.get_num_threads(), job[0]
+    if run.model in BASELINES:
+        where = torch.device("cpu")
     torch.set_num_threads(threads)
     _reset_peak_memory(where)
     try:
         split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
         if run.model in BASELINES:
             trained = [_fit_baseline(run, split)]
-            where = torch.device("cpu")
         else:
             trained = _fit_neural(job, split, where, checkpoint, on_epoch)
         records = []
@@ -307,6 +308,7 @@ def _describe(where: torch.device) -> str:
 
 def _reset_peak_memory(where: torch.device) -> None:
     if where.type == "cuda":
+        torch.cuda.init()  # else cuda:0, with its number, is no device to the allocator
         torch.cuda.reset_peak_memory_stats(where)
     with contextlib.suppress(OSError):  # Linux; elsewhere the peak is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
@@ -316,6 +318,10 @@ def _peak_memory(where: torch.device) -> float:
     """Of the device's allocations on a GPU, else of the process; in MiB."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 2**20
+    # On Linux, what getrusage says starts at the peak of whoever started this process.
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -399,7 +405,7 @@ def run_grid(
     """Do all runs that have no record yet.
 
     Args:
-        results: the folder of records; by default :func:`~.records.results_dir`.
+        results: the folder of records; by default the checkout's.
         scratch: the folder of checkpoints, locks and tracebacks; may be deleted between commands.
         jobs: runs done at a time, each on ``threads`` cores. One run to a core is the best use
             of a CPU by far.
@@ -415,14 +421,19 @@ def run_grid(
     Returns:
         the :class:`Report`. A run that fails does not end the study; its traceback is in the
         report, and in ``scratch``.
+
+    Raises:
+        PermissionError: this is an installed release, and ``results`` is left out.
     """
-    store, scratch, report = Store(results), Path(scratch).resolve(), Report()
+    store, scratch, report = Store(writable_dir(results)), Path(scratch).resolve(), Report()
     scratch.mkdir(parents=True, exist_ok=True)
     todo = []
     for run in runs:
         state = store.state(run)
         if state == "damaged":
             say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
+        elif state == "outdated":
+            say(f"outdated: {store.path(run)} will be replaced: {store.changes(run)}")
         (report.skipped if state == "done" else todo).append(run)
     if seeds_at_once is None:
         seeds_at_once = pick_device(device).type == "cuda"
@@ -475,14 +486,28 @@ def _jobs(todo: list[Run], scratch: Path) -> list[Job]:
     for run in todo:
         settings.setdefault(run.key.rpartition(".seed")[0], []).append(run)
     jobs = []
-    for setting, runs in settings.items():
+    for runs in settings.values():
         seeds = {run.seed for run in runs}
-        for checkpoint in scratch.glob(f"{setting}.seeds*.pt"):
-            begun = [int(seed) for seed in checkpoint.stem.rpartition("seeds")[2].split("-")]
-            if seeds <= {*begun} and _made_with(checkpoint, runs[0]):
-                runs = [replace(runs[0], seed=seed) for seed in begun]
+        for checkpoint, begun in _begun_at_once(runs[0], scratch):
+            if seeds <= {run.seed for run in begun} and _made_with(checkpoint, runs[0]):
+                runs = begun
         jobs.append(tuple(runs))
     return jobs
+
+
+def _begun_at_once(run: Run, scratch: Path) -> Iterator[tuple[Path, list[Run]]]:
+    """The checkpoints of several seeds of a run's setting, and the runs that each is of."""
+    for checkpoint in scratch.glob(f"{run.key.rpartition('.seed')[0]}.seeds*.pt"):
+        seeds = checkpoint.stem.rpartition("seeds")[2].split("-")
+        yield checkpoint, [replace(run, seed=int(seed)) for seed in seeds]
+
+
+def _left_behind(run: Run, scratch: Path, store: Store) -> list[Path]:
+    """Checkpoints of several seeds, all of which were then done in another company, or alone."""
+    return [
+        checkpoint for checkpoint, runs in _begun_at_once(run, scratch)
+        if all(store.state(other) == "done" for other in runs)
+    ]  # fmt: skip
 
 
 def _name(job: Sequence[Run]) -> str:
@@ -550,6 +575,10 @@ def _perform(
         with contextlib.ExitStack() as locks:
             for run in job:
                 locks.enter_context(FileLock(scratch / f"{run.key}.lock").acquire(timeout=0))
+            # Whoever wrote to these was killed: the locks are ours.
+            for path in (checkpoint, _settings(checkpoint)):
+                for leftover in scratch.glob(f".{path.name}.*"):
+                    leftover.unlink()
             # Some may have been done by another process, since we looked.
             missing = [run for run in job if store.state(run) != "done"]
             if missing:
@@ -560,7 +589,8 @@ def _perform(
                 for run, record in zip(job, records, strict=True):
                     if run in missing:
                         store.write(run, record)
-            for path in (checkpoint, *(scratch / f"{run.key}.pt" for run in job)):
+            alone = [scratch / f"{run.key}.pt" for run in job]
+            for path in (checkpoint, *alone, *_left_behind(job[0], scratch, store)):
                 path.unlink(missing_ok=True)
                 _settings(path).unlink(missing_ok=True)
             for run in job:

@@ -51,16 +51,21 @@ Root = str | os.PathLike | None
 # ---- what is there, and what is not --------------------------------------------------------
 
 
-def missing(grid: str | Path | Mapping[str, Any] = "main", root: Root = None) -> pd.DataFrame:
+def missing(
+    grid: str | Path | Mapping[str, Any] = "main", root: Root = None, **only: Any
+) -> pd.DataFrame:
     """What a grid still lacks: a row for each setting, and the command that makes it.
 
     Columns: what names a setting, ``seeds`` (those without a record, or with one that is damaged
     or was made with other settings) and ``command``.
+
+    Args:
+        only: as for :func:`benchmark`.
     """
     import pandas as pd
 
     store, runs, rows = Store(root), load_grid(grid), []
-    for group in settings_of(runs, {}):
+    for group in settings_of(runs, only):
         if left := [run for run in group if store.state(run) != "done"]:
             setting = {name: left[0].axes[name] for name in SETTING}
             seeds = [run.seed for run in left]
@@ -453,6 +458,7 @@ def paired(
     against: str = "softmax",
     by: str = "attention",
     margin: float = 0.05,
+    relative: bool = False,
     level: float = 0.95,
 ) -> pd.DataFrame:
     """``column`` of each weighting less that of ``against``, seed by seed.
@@ -464,6 +470,7 @@ def paired(
         table: with ``column``, a row a run, as from :func:`results`.
         by: the column that names what is compared.
         margin: the smallest difference that matters, in units of ``column``.
+        relative: read ``margin`` as a share of the mean of ``against``.
 
     Returns:
         a row for each setting that has ``against``, and each value of ``by`` other than that:
@@ -480,7 +487,8 @@ def paired(
         for name in dict.fromkeys(group[by]) if against in wide else ():
             if name != against:
                 pairs = wide[[name, against]].dropna().to_numpy(float)
-                compared = _compare_pairs(*pairs.T, margin, level)
+                scale = abs(mean_or_nan(pairs[:, 1])) if relative else 1.0
+                compared = _compare_pairs(*pairs.T, margin * scale, level)
                 rows.append({**dict(zip(setting, key, strict=True)), by: name, **compared})
     columns = ["seeds", "mean", "mean_against", "difference", "low", "high", "verdict"]
     return pd.DataFrame(rows, columns=[*setting, by, *columns])
@@ -508,6 +516,8 @@ def by_length(
 ) -> pd.DataFrame:
     """A metric by the length of the users' histories: a row for each run and group.
 
+    Users who fill the model's window are one group, such as "50+": it sees no more of them.
+
     Columns: those that name a run, ``length`` (an ordered category such as "10-19"), ``users``
     and ``value``.
     """
@@ -522,11 +532,31 @@ def by_length(
             "value": group[part][metric],
         }
         for _, row in table.iterrows()
-        for length, group in row["by_length"].items()
+        for length, group in visible_lengths(row).items()
     ]
     frame = pd.DataFrame(rows, columns=[*SETTING, "seed", "length", "users", "value"])
-    order = sorted(frame["length"].unique(), key=lambda text: int(text.strip("+").split("-")[0]))
+    order = sorted(frame["length"].unique(), key=shortest)
     return frame.astype({"length": pd.CategoricalDtype(order, ordered=True)})
+
+
+def shortest(length: str) -> int:
+    """The lower end of a group such as "10-19" or "200+"."""
+    return int(length.strip("+").split("-")[0])
+
+
+def visible_lengths(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``by_length`` of a record, with one group for all users who fill the model's window."""
+    limit = record["config"].get("max_len") or math.inf
+    groups = {name: own for name, own in record["by_length"].items() if shortest(name) < limit}
+    full = {name: own for name, own in record["by_length"].items() if name not in groups}
+    if full:
+        users = [own["users"] for own in full.values()]
+        groups[f"{min(map(shortest, full))}+"] = {"users": sum(users)} | {
+            part: {name: np.average([own[part][name] for own in full.values()], weights=users)
+                   for name in next(iter(full.values()))[part]}
+            for part in ("test", "test_filtered")
+        }  # fmt: skip
+    return groups
 
 
 def histories(table: pd.DataFrame) -> dict[str, History]:

@@ -26,6 +26,10 @@ from .losses import LOSSES
 
 __all__ = ["Recipe", "TrainingDiverged", "fit", "train"]
 
+#: Seconds between two writings of a checkpoint, the most that a kill undoes besides its epoch. A
+#: GPU would wait for each, and its epochs are short.
+SAVE_EVERY = 20.0
+
 
 class TrainingDiverged(FloatingPointError):  # noqa: N818 (it names what happened)
     """The loss became NaN or infinite. The model holds the last good state."""
@@ -73,8 +77,9 @@ def fit(
             only the loss's matrix products take it, where the processor has the instructions.
         monitor: the validation metric that chooses the best epoch.
         filter_seen: as in :func:`evaluate`, for the validation metric.
-        checkpoint: a file written after every epoch. A run that was cut short continues from it
-            and ends with the very weights (on a CPU, bit for bit) of a run that was not.
+        checkpoint: a file written after an epoch: every twenty seconds, at the end, and where
+            ``on_epoch`` raises. A run that was cut short continues from it and ends with the
+            very weights (on a CPU, bit for bit) of a run that was not.
         on_epoch: called with each entry of the history.
 
     Returns:
@@ -159,9 +164,10 @@ class Member:
         history = self.history.to_dict()
         return {"model": self.model.state_dict(), "best": self.best, "history": history}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], patience: int | None) -> None:
         self.model.load_state_dict(state["model"])
         self.best, self.history = state["best"], History(**state["history"])
+        self.say_why(patience)  # which may be another this time
 
     def validate(self, split: Split, recipe: Recipe) -> dict[str, float]:
         if not len(split.validation):
@@ -181,8 +187,10 @@ class Member:
         self.history.epochs.append(entry)
         if self.history.best_epoch == entry["epoch"]:
             self.best = _copy(self.model.state_dict())
-        if self.patience_spent(patience):
-            self.history.stopped = "patience"
+        self.say_why(patience)
+
+    def say_why(self, patience: int | None) -> None:
+        self.history.stopped = "patience" if self.patience_spent(patience) else "epochs"
 
     def patience_spent(self, patience: int | None) -> bool:
         history = self.history
@@ -232,7 +240,8 @@ def train(
 
     Args:
         make_learner: :class:`Single` or ``Stacked``.
-        named: what the checkpoint's identity says of the seeds.
+        named: what the checkpoint's identity says of the seeds of training; those that the models'
+            initial values were drawn from are added.
         on_epoch: called with (which model, the entry of its history).
     """
     where = pick_device(recipe.device)
@@ -242,20 +251,20 @@ def train(
     ]
     batches = Batches(split.train, models[0].max_len, recipe.batch_size, where)
     sampler = None if recipe.loss == "ce" else Negatives(split.train, recipe.negatives, where)
-    identity = None if checkpoint is None else recipe.identity(models[0], split) | named
-    saved = None if checkpoint is None else load_checkpoint(checkpoint, identity)
+    identity = recipe.identity(models[0], split) | named
+    model_seeds = [getattr(model, "seed", None) for model in models]
+    if model_seeds != [None] * len(models):
+        identity["model_seeds"] = model_seeds
+    saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
     if saved is not None:
         # Of one model alone, files once held the state without a list around it.
         for member, state in zip(members, saved.get("members", [saved]), strict=True):
-            member.restore(state)
+            member.restore(state, recipe.patience)
 
-    def in_training() -> list[Member]:
-        return [
-            member for member in members
-            if len(member.history) < recipe.epochs and not member.patience_spent(recipe.patience)
-        ]  # fmt: skip
+    def patient(some: Sequence[Member]) -> list[Member]:
+        return [member for member in some if not member.patience_spent(recipe.patience)]
 
-    active = in_training()
+    active = [member for member in patient(members) if len(member.history) < recipe.epochs]
     if active:
         learner = make_learner([member.model for member in active])
         kind = torch.optim.AdamW if recipe.weight_decay else torch.optim.Adam
@@ -278,6 +287,10 @@ def train(
         optimizer.step()
         return values.detach()
 
+    def save() -> None:
+        state = [member.state() for member in members]
+        save_checkpoint(checkpoint, identity, members=state, optimizer=optimizer.state_dict())
+
     what = split.train.name if len(members) == 1 else f"{len(members)} seeds of {split.train.name}"
     bar = tqdm(
         total=recipe.epochs,
@@ -287,12 +300,14 @@ def train(
         disable=not progress,
         leave=False,
     )
-    with bar, torch.random.fork_rng():
+    drawn_on = [where] if where.type == "cuda" else []
+    last_saved = time.perf_counter()
+    with bar, torch.random.fork_rng(devices=drawn_on):
         while active:
             epoch, start = len(active[0].history) + 1, time.perf_counter()
             # Seeded anew each epoch, so that a run can be taken up at any epoch's start.
             states = [np.random.SeedSequence([member.seed, epoch]) for member in active]
-            torch.manual_seed(int(states[0].generate_state(1, np.uint64)[0] >> 1))
+            _seed(where, int(states[0].generate_state(1, np.uint64)[0] >> 1))
             for member in active:
                 member.model.train()
             losses = _Losses(members, active, epoch)
@@ -310,23 +325,26 @@ def train(
                 entry = {"epoch": epoch, "loss": loss, **member.validate(split, recipe)}
                 entry["seconds"] = share + time.perf_counter() - start
                 member.add(entry, recipe.patience)
-            trained, active = active, in_training()
-            if 0 < len(active) < len(trained):
-                learner.keep([trained.index(member) for member in active], optimizer)
-            if checkpoint is not None:
-                save_checkpoint(
-                    checkpoint,
-                    identity,
-                    members=[member.state() for member in members],
-                    optimizer=optimizer.state_dict(),
-                )
+            trained, left = active, patient(active)
+            if 0 < len(left) < len(trained):  # after the last epoch, too: a run may be extended
+                learner.keep([trained.index(member) for member in left], optimizer)
+            active = left if epoch < recipe.epochs else []
+            unsaved = checkpoint is not None
+            if unsaved and (not active or time.perf_counter() - last_saved >= SAVE_EVERY):
+                save()
+                unsaved, last_saved = False, time.perf_counter()
             entries = [member.history.epochs[-1] for member in trained]
             shown = [key for key in ("loss", recipe.monitor) if key in entries[0]]
             bar.set_postfix({k: f"{np.mean([entry[k] for entry in entries]):.4f}" for k in shown})
             bar.update()
-            if on_epoch is not None:
-                for member, entry in zip(trained, entries, strict=True):
-                    on_epoch(members.index(member), entry)
+            try:
+                if on_epoch is not None:
+                    for member, entry in zip(trained, entries, strict=True):
+                        on_epoch(members.index(member), entry)
+            except BaseException:  # Ctrl-C, or a time limit: what is done stays done
+                if unsaved:
+                    save()
+                raise
     for member in members:
         member.finish()
     return [member.history for member in members]
@@ -383,6 +401,14 @@ def _at(encoded: Any, batch: Batch) -> list[Any]:
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _seed(where: torch.device, seed: int) -> None:
+    """Seed what training draws from; torch.manual_seed would seed every GPU."""
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        with torch.cuda.device(where):
+            torch.cuda.manual_seed(seed)
 
 
 def _mixed(where: torch.device, precision: str):

@@ -109,7 +109,8 @@ class Stacked:
     def losses(self, loss: Callable, *arguments: Sequence[Any]) -> Tensor:
         """The loss of each model, (K,); of its arguments there is a list, one a model."""
         known, targets, _ = arguments
-        if loss is cross_entropy and torch.is_tensor(known[0]) and _afford_scores(known[0]):
+        plain = loss is cross_entropy and torch.is_tensor(known[0])
+        if plain and _afford_scores(known, self.skeleton.num_items):
             return self._cross_entropies(known, targets)
         # Taken apart once: each model's slice by itself would have a gradient as large as all.
         apart = zip(*(stack.unbind() for stack in (*self.parameters, *self.buffers)), strict=True)
@@ -160,9 +161,17 @@ class Stacked:
         optimizer.param_groups[0]["params"] = list(self.parameters)
 
 
-def _afford_scores(known: Tensor) -> bool:
-    """A GPU has the memory to hold the scores of all positions, and no time for chunks."""
-    return known.is_cuda
+def _afford_scores(known: Sequence[Tensor], num_items: int) -> bool:
+    """A GPU has no time for chunks, and mostly the memory to hold the scores of all positions.
+
+    They may take an eighth of it, for other jobs may be beside this one. A score takes 12 bytes:
+    itself, its logarithm and its gradient.
+    """
+    where = known[0].device
+    if where.type != "cuda":
+        return False
+    scores = len(known) * max(map(len, known)) * num_items
+    return 12 * scores <= torch.cuda.get_device_properties(where).total_memory // 8
 
 
 def _place(model: nn.Module, path: str) -> tuple[dict[str, Tensor | None], str]:
