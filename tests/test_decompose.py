@@ -212,6 +212,16 @@ def test_layer_norms_without_parameters_are_read_too():
     assert error(sr.decompose(bare).attn_res_ln.total, bare.reading_norm(layer.total)) < 1e-5
 
 
+def test_what_is_no_number_is_no_absence_of_mixing():
+    m = model()
+    with torch.no_grad():
+        m.blocks[0].attention.value.weight[0, 0] = torch.nan
+    parts = sr.decompose(sr.capture(m, ITEMS)[0])
+    for kind in ("attn", "attn_res", "attn_res_ln"):
+        assert parts[kind].mixing_ratio[1].isnan().all()
+    assert parts["weights"].mixing_ratio[1].isfinite().all()  # of which values are no part
+
+
 def test_no_tensor_of_all_terms_is_built():
     """Every intermediate tensor stays below B H L^2 (D/4): the reference's has D times as many."""
     from torch.utils._python_dispatch import TorchDispatchMode

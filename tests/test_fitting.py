@@ -51,6 +51,34 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+class Recurrent(torch.nn.Module):
+    """A reader's model, with what CONTRIBUTING asks for and nothing else."""
+
+    def __init__(self, num_items, max_len=8, dim=8):
+        super().__init__()
+        self.num_items, self.max_len = num_items, max_len
+        self.items = torch.nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.cell = torch.nn.GRU(dim, dim, batch_first=True)
+
+    def encode(self, items):
+        return self.cell(self.items(items))[0]
+
+    def queries(self, encoded):
+        return encoded
+
+    def readout(self):
+        return self.items.weight, None
+
+
+def test_a_model_of_one_s_own_is_trained(tmp_path):
+    found = []
+    for checkpoint in (None, tmp_path / "run.pt"):
+        torch.manual_seed(0)
+        model, history = train(Recurrent(SPLIT.num_items), lr=1e-2, checkpoint=checkpoint)
+        found.append((history.column("loss"), sr.evaluate(model, SPLIT)["NDCG@10"]))
+    assert found[0] == found[1] and found[0][0][-1] < found[0][0][0]
+
+
 # -- what goes in ------------------------------------------------------------------------------
 
 

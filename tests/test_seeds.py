@@ -163,6 +163,15 @@ def test_each_seed_stops_by_itself_at_its_own_best_epoch():
         torch.testing.assert_close(a.items.weight, b.items.weight, rtol=1e-6, atol=1e-8)
 
 
+def test_models_may_come_in_either_mode():
+    """As when one of them was evaluated before."""
+    options = {"seeds": [0, 1], "epochs": 1, "progress": False, "device": "cpu"}
+    mixed, fresh = models([0, 1]), models([0, 1])
+    mixed[1].eval()
+    for a, b in zip(*(fit_seeds(made, SPLIT, **options) for made in (mixed, fresh)), strict=True):
+        assert a.column("loss") == b.column("loss")
+
+
 CUT = dict(seeds=[0, 1, 2], epochs=12, patience=2, batch_size=32, lr=3e-2, loss="bce", warmup=3,
            schedule="cosine", progress=False, device="cpu")  # fmt: skip
 

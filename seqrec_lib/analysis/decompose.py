@@ -292,7 +292,7 @@ def _quadratic(weights: Tensor, gram: Tensor) -> Tensor:
 
 
 def _ratio(mixing: Tensor, preserving: Tensor, padding: Tensor) -> Tensor:
-    ratio = torch.where(mixing > 0, mixing / (mixing + preserving), 0.0)
+    ratio = torch.where(mixing == 0, 0.0, mixing / (mixing + preserving))  # NaN stays NaN
     return ratio.masked_fill(padding, torch.nan)
 
 

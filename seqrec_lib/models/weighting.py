@@ -365,7 +365,8 @@ class RefinedStochastic(Refined):
 
     @staticmethod
     def _gaussian(tokens, w_mean, w_scale):
-        return torch.cat([tokens @ w_mean, positive(tokens @ w_scale).sqrt()], -1)
+        deviation = positive(tokens @ w_scale).sqrt()
+        return torch.cat([tokens @ w_mean, deviation], -1)
 
 
 def positive(x: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Recipe:
         for free in ("device", "patience", *(["epochs"] if self.schedule == "constant" else [])):
             del settings[free]  # a run may go on elsewhere, or longer
         return {
-            "model": type(model).__name__, **model.config, **settings,
+            "model": type(model).__name__, **getattr(model, "config", {}), **settings,
             "users": split.train.num_users, "interactions": split.train.num_interactions,
             "data": zlib.crc32(split.train.sequences.values.tobytes()),
         }  # fmt: skip

@@ -65,7 +65,8 @@ def fit_seeds(
     """
     if len(models) != len(seeds):
         raise ValueError(f"{len(models)} models need as many seeds, got {len(seeds)}")
-    if any(model.config != models[0].config for model in models):
+    configs = [getattr(model, "config", {}) for model in models]
+    if any(config != configs[0] for config in configs):
         raise ValueError("only models of one configuration can be trained as one")
     if len([*models[0].named_parameters(remove_duplicate=False)]) > len([*models[0].parameters()]):
         raise ValueError("models that use a parameter twice cannot be trained as one")
@@ -86,7 +87,7 @@ class Stacked:
     """
 
     def __init__(self, models: Sequence[nn.Module]):
-        self.models = list(models)
+        self.models = [model.train() for model in models]  # stacked only where modes are equal
         parameters, buffers = stack_module_state(self.models)
         self.parameters, self.buffers = list(parameters.values()), list(buffers.values())
         self.skeleton = copy.deepcopy(models[0]).train()
