@@ -89,22 +89,15 @@ def _records(grid: str, only: dict[str, list[str]], results: Path | None):
     return found.loc[[row in done for row in rows]]
 
 
+def _count(help: str) -> dict:
+    """An option that is 1 or more, 1 where nothing is said."""
+    return {"type": click.IntRange(min=1), "default": 1, "show_default": True, "help": help}
+
+
 @study.command()
 @_grid_options
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Runs at a time, one to a core: the best use of a CPU by far.",
-)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Cores for each run.",
-)
+@click.option("--jobs", **_count("Runs at a time, one to a core: the best use of a CPU by far."))
+@click.option("--threads", **_count("Cores for each run."))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 @click.option(
     "--backend",
