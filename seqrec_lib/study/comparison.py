@@ -309,10 +309,10 @@ def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping
 
 def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str, Any]:
     """The groups of test users that are judged apart, with their metrics as the record has them."""
-    record = record or {"users": {"test": 0}, "by_length": {}}
+    record = record or {"users": {"test": 0}, "by_length": {}, "config": {}}
     if min_users is None:
         return {"all": {**record, "users": record["users"]["test"]}}
-    groups = visible_lengths(record).items() if record["by_length"] else ()
+    groups = visible_lengths(record).items()
     return {length: group for length, group in groups if group["users"] >= min_users}
 
 
