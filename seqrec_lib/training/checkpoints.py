@@ -16,9 +16,6 @@ from ..files import atomic_path
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-#: What came later into an identity: a file that does not say it is not asked.
-LATER = ("model_seeds",)
-
 
 def save_checkpoint(path: str | os.PathLike, identity: dict[str, Any], **state: Any) -> None:
     """Write tensors and plain data, atomically. ``identity`` says which run this is."""
@@ -58,7 +55,7 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
     differing = [
         f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
         for key in sorted(mine.keys() | theirs.keys())
-        if (key in theirs or key not in LATER) and mine.get(key) != theirs.get(key)
+        if mine.get(key) != theirs.get(key)
     ]
     if differing:
         raise ValueError(

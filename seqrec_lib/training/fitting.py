@@ -252,13 +252,10 @@ def train(
     batches = Batches(split.train, models[0].max_len, recipe.batch_size, where)
     sampler = None if recipe.loss == "ce" else Negatives(split.train, recipe.negatives, where)
     identity = recipe.identity(models[0], split) | named
-    model_seeds = [getattr(model, "seed", None) for model in models]
-    if model_seeds != [None] * len(models):
-        identity["model_seeds"] = model_seeds
+    identity["model_seeds"] = [getattr(model, "seed", None) for model in models]
     saved = load_checkpoint(checkpoint, identity) if checkpoint is not None else None
     if saved is not None:
-        # Of one model alone, files once held the state without a list around it.
-        for member, state in zip(members, saved.get("members", [saved]), strict=True):
+        for member, state in zip(members, saved["members"], strict=True):
             member.restore(state, recipe.patience)
 
     def patient(some: Sequence[Member]) -> list[Member]:
