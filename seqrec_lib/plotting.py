@@ -367,6 +367,7 @@ def regimes(
     if ax is None:
         ax = plt.subplots(figsize=(7, 5), layout="constrained")[1]
     ax.axhline(0, color="grey", lw=0.8)
+    points = []
     for i, (name, table) in enumerate({"this study": ours, "published": published}.items()):
         table = None if table is None else table.dropna(subset=["mixing", y])
         if table is None or table.empty:
@@ -377,13 +378,11 @@ def regimes(
             error["xerr"] = (table["mixing_high"] - table["mixing_low"]) / 2
         ax.errorbar(table["mixing"], table[y], **error, fmt=MARKERS[i], color=PALETTE[i],
                     capsize=2, lw=1, label=name, **hollow)  # fmt: skip
-        named = table.sort_values("mixing")[["dataset", "mixing", y]].itertuples(index=False)
-        for rank, (dataset, *point) in enumerate(named):  # right and left in turn: less overlap
-            aside = {"xytext": (4, 3)} if rank % 2 == 0 else {"xytext": (-4, 3), "ha": "right"}
-            ax.annotate(dataset, point, **aside, textcoords="offset points", fontsize=8,
-                        color=PALETTE[i])  # fmt: skip
+        named = table[["dataset", "mixing", y]].itertuples(index=False)
+        points += [(*point, {"color": PALETTE[i]}) for point in named]
     ax.margins(x=0.12)
     ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None), ylabel=ylabel)
+    _name(ax, points)
     if ax.get_legend_handles_labels()[1]:
         ax.legend(frameon=False)
     return ax
@@ -420,6 +419,33 @@ def arrows(
            ylim=(low[1] - margin, high[1] + margin))  # fmt: skip
     ax.grid(alpha=0.3)
     return ax
+
+
+def _name(ax: Axes, points: Sequence[tuple[str, float, float, dict]], size: float = 8) -> None:
+    """Write each name beside its point, where it covers least of the points and other names.
+
+    The scales of ``ax`` must be set. Lengths are in points of print, the width of a letter a guess.
+    """
+    ax.figure.draw_without_rendering()  # limits and margins are found when needed
+    to_print = 72 / ax.figure.dpi
+    places = ax.transData.transform([point[1:3] for point in points]) * to_print if points else []
+    taken = [np.array([x, y, x, y]) + (-4, -4, 4, 4) for x, y in places]
+    for (name, *point, style), (x, y) in zip(points, places, strict=True):
+        width = 0.6 * size * len(name)
+        asides = [(dx, dy) for dy in (3, -3 - size, 4 + size, -4 - 2 * size)
+                  for dx in (5, -5 - width)]  # fmt: skip
+        boxes = [np.array([x + dx, y + dy, x + dx + width, y + dy + size]) for dx, dy in asides]
+        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = int(np.argmin(covered))
+        taken.append(boxes[best])
+        ax.annotate(name, point, xytext=asides[best], textcoords="offset points", fontsize=size,
+                    **style)  # fmt: skip
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """The area that two boxes (left, bottom, right, top) share."""
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    return max(width, 0) * max(height, 0)
 
 
 def _axes(ax: Axes | None) -> Axes:
