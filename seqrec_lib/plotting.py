@@ -283,8 +283,7 @@ def forest(
 
     Args:
         table: with ``change``, ``low`` and ``high``, as :func:`study.gains` makes; a change
-            without interval is drawn hollow, a row without any interval says why: no records, or
-            (by the column ``seeds``) too few.
+            without interval is drawn hollow.
         group: the column that tells apart the marks within a row.
         margin: shades the changes too small to matter.
     """
@@ -295,17 +294,16 @@ def forest(
     for i, name in enumerate(groups):
         own = table if name is None else table[table[group] == name]
         own = own[own["change"].notna()]
-        y = [rows.index(row) + 0.22 * ((len(groups) - 1) / 2 - i) for row in own[label]]
+        y = np.array([rows.index(row) for row in own[label]]) + 0.11 * (len(groups) - 1 - 2 * i)
         change, low, high = (100 * own[c].to_numpy(float) for c in ("change", "low", "high"))
-        bare = np.isnan(low).all()
-        error = None if bare else [change - low, high - change]
-        ax.errorbar(change, y, xerr=error, fmt=MARKERS[i % len(MARKERS)], capsize=3, label=name,
-                    color=PALETTE[i % len(PALETTE)],
-                    markerfacecolor="white" if bare else None)  # fmt: skip
-    begun = set(table.loc[table["seeds"] > 0, label]) if "seeds" in table else set()
-    for row in set(rows) - set(table.loc[table["low"].notna(), label]):
-        why = "too few seeds" if row in begun else "no records"
-        ax.annotate(why, (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
+        bare = np.isnan(low)
+        look = {"fmt": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)], "capsize": 3}
+        for part, face in ((~bare, None), (bare, "white")):
+            ends = [(change - low)[part], (high - change)[part]]
+            named = name if bare.all() == (face == "white") else None
+            ax.errorbar(change[part], y[part], xerr=ends, mfc=face, label=named, **look)
+    for row in set(rows) - set(table.loc[table["change"].notna(), label]):
+        ax.annotate("no records", (0, rows.index(row)), xytext=(4, 0), va="center", fontsize=8,
                     textcoords="offset points", color="dimgrey")  # fmt: skip
     if margin is not None:
         ax.axvspan(-100 * margin, 100 * margin, color="grey", alpha=0.15, lw=0)

@@ -3,6 +3,7 @@
 import shlex
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -171,6 +172,7 @@ def test_gains_are_those_of_the_records(root):
 def test_what_is_missing_is_said_with_its_command(root):
     row = gains(grid=GRID, root=root, dataset="world-taste").iloc[0]
     assert row["verdict"] == "runs missing" and np.isnan(row["change"])
+    assert np.isnan(row["mean_new"]) and row["mean_reference"] == 0.2
     left = select(load_grid(GRID), options(row["missing"]))
     assert {(r.attention, r.seed) for r in left} >= {("awrsr-additive", seed) for seed in SEEDS}
     assert {r.dataset for r in left} == {"world-taste"} and {r.variant for r in left} == {"main"}
@@ -183,6 +185,9 @@ def test_a_small_difference_is_equivalent_and_a_variant_can_be_compared(root):
     for pair in ((scattered, other), (other, scattered)):
         assert module._judge(*pair, 0.05, 0.95)["verdict"] == "undecided"
     assert module._judge([0.5] * 3, [0.5] * 3, 0.05, 0.95)["verdict"] == "undecided"
+    for pair in (([0.6], [0.5, 0.3]), ([0.6] * 2, [0.4] * 2)):  # one seed, or no spread
+        found = module._judge(*pair, 0.05, 0.95)
+        assert found["change"] == pytest.approx(0.5) and np.isnan([found["low"], found["p"]]).all()
     # No gain is made of weightings that no grid has together
     assert gains("recency", grid=GRID, root=root).empty
 
@@ -284,8 +289,19 @@ def test_a_forest_shows_each_interval_and_says_where_there_is_none(root):
     assert point.get_xdata().tolist() == pytest.approx([100 * table["change"][0]])
     assert point.get_ydata().tolist() == [1]
     assert [text.get_text() for text in ax.texts] == ["no records"]
-    one = table.assign(seeds=1)  # a seed each makes no interval either
-    assert [text.get_text() for text in plotting.forest(one).texts] == ["too few seeds"]
+
+
+def test_in_a_forest_what_has_no_interval_is_hollow():
+    table = pd.DataFrame({
+        "dataset": ["a", "b", "a"], "metric": ["ours", "ours", "published"],
+        "change": [0.1, -0.2, 0.3], "low": [0.0, np.nan, np.nan], "high": [0.2, np.nan, np.nan],
+    })  # fmt: skip
+    ax = plotting.forest(table, group="metric")
+    lines = [bars.lines[0] for bars in ax.containers]
+    marks = [(x, line.get_mfc()) for line in lines for x in line.get_xdata()]
+    faces = {round(x): face for x, face in marks}
+    assert faces.pop(10) != "white" and faces == {-20: "white", 30: "white"}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "published"]
 
 
 def test_curves_of_all_seeds_share_a_line_style(root):

@@ -149,7 +149,7 @@ def gains(
         (:func:`relative_difference`), the ``verdict``, and ``missing``, the command for runs
         without a record. Verdicts: "equivalent" (within the margin, by two one-sided tests), else
         "helps" or "hurts" (an interval on one side of 0), else "undecided"; "runs missing" with
-        fewer than two seeds of either.
+        fewer than two seeds of either, when ``change`` stands without interval or p.
     """
     import pandas as pd
 
@@ -318,13 +318,14 @@ def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str
 
 def _judge(x: list[float], y: list[float], margin: float, level: float) -> dict[str, Any]:
     """The change of ``x`` over ``y`` and the verdict on it."""
-    nothing = {"change": math.nan, "low": math.nan, "high": math.nan, "p": math.nan}
+    nothing = {"low": math.nan, "high": math.nan, "p": math.nan}
+    bare = {"change": mean_or_nan(x) / mean_or_nan(y) - 1 if any(y) else math.nan, **nothing}
     if min(len(x), len(y)) < 2:
-        return {**nothing, "verdict": "runs missing"}
+        return {**bare, "verdict": "runs missing"}
     try:
         found = relative_difference(x, y, level=level)
     except ValueError:  # every seed the same, or no hit at all
-        return {**nothing, "verdict": "undecided"}
+        return {**bare, "verdict": "undecided"}
     if equivalence(y, x, margin, relative=True).equivalent:
         verdict = "equivalent"
     else:
