@@ -262,8 +262,10 @@ def plot(kind, grid, only, results, output) -> None:
     \b
     regimes     mixing against reliance, the published points beside ours
     curves      validation NDCG@10 over the epochs
-    length      filtered test NDCG@10 by the length of the users' histories, of one data set
+    length      test NDCG@10 by the length of the users' histories, of one data set
     weightings  test NDCG@10 of each weighting, with intervals over seeds
+
+    Real logs rank the items that are new to a user, worlds (where items return) all items.
     """
     import matplotlib
 
@@ -280,9 +282,9 @@ def plot(kind, grid, only, results, output) -> None:
         ax = plotting.learning_curves(tables.histories(found))
     elif kind == "length":
         _one_setting(found)
-        ax = plotting.by_length(tables.by_length(found), ylabel="filtered test NDCG@10")
+        ax = plotting.by_length(tables.by_length(found))
     else:
-        summary = tables.summarize(found, "test NDCG@10")
+        summary = tables.summarize(found)
         ax = plotting.seed_intervals(
             summary.assign(
                 name=[f"{row['dataset']} {tables.label(row)}" for row in summary.to_dict("records")]

@@ -35,6 +35,9 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
+#: A weighting looks the same in every figure.
+WEIGHTINGS = ["softmax", "awrsr-additive", "positional", "uniform", "softmax-positional",
+              "awrsr-value", "awrsr-simple"]  # fmt: skip
 
 
 def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -> Axes:
@@ -297,7 +300,8 @@ def forest(
         y = np.array([rows.index(row) for row in own[label]]) + 0.11 * (len(groups) - 1 - 2 * i)
         change, low, high = (100 * own[c].to_numpy(float) for c in ("change", "low", "high"))
         bare = np.isnan(low)
-        look = {"fmt": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)], "capsize": 3}
+        look = {k: v for k, v in _style(_place(name, i)).items() if k in ("marker", "color")}
+        look |= {"ls": "", "capsize": 3}
         for part, face in ((~bare, None), (bare, "white")):
             ends = [(change - low)[part], (high - change)[part]]
             named = name if bare.all() == (face == "white") else None
@@ -318,7 +322,7 @@ def seed_curves(table, metric: str = "NDCG@10", ax: Axes | None = None) -> Axes:
     """The learning curves of records: a thin line a seed, a colour and style a weighting."""
     ax = _axes(ax)
     for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
-        style = {**_style(i), "marker": None, "lw": 1, "alpha": 0.8}
+        style = {**_style(_place(name, i)), "marker": None, "lw": 1, "alpha": 0.8}
         for number, curve in enumerate(group["curve"]):
             scores = curve.get(metric, [])
             label = name if number == 0 else None
@@ -340,7 +344,7 @@ def by_length(table, ylabel: str = "test NDCG@10", ax: Axes | None = None) -> Ax
     for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
         found = group.groupby("length", observed=False)["value"].agg(["mean", "std"]).loc[lengths]
         ax.errorbar(np.arange(len(lengths)) + 0.04 * i, found["mean"], found["std"], label=name,
-                    capsize=2, **_style(i))  # fmt: skip
+                    capsize=2, **_style(_place(name, i)))  # fmt: skip
     ax.set(xticks=range(len(lengths)), xticklabels=lengths, xlabel="items in the history",
            ylabel=ylabel)  # fmt: skip
     ax.legend(frameon=False)
@@ -448,6 +452,11 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(6, 3.6), layout="constrained")[1] if ax is None else ax
+
+
+def _place(name: str | None, i: int) -> int:
+    """Which style to draw ``name`` in: a weighting's own, else the ``i``-th."""
+    return WEIGHTINGS.index(name) if name in WEIGHTINGS else i
 
 
 def _style(i: int) -> dict:

@@ -23,7 +23,7 @@ from seqrec_lib.__main__ import main
 from seqrec_lib.study import grid as grids
 from seqrec_lib.study import records, runner, tables
 from seqrec_lib.study.grid import Run, load_grid, select
-from seqrec_lib.study.records import DamagedRecord, Store, comparable, results
+from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
 from seqrec_lib.study.runner import run_grid, run_one
 from seqrec_lib.training import fitting
 
@@ -565,6 +565,22 @@ def test_every_swap_of_every_run_is_a_row(invented):
     assert tables.swapped(table[:0]).empty
 
 
+def test_a_run_is_judged_by_the_ranking_its_epochs_were_chosen_by():
+    parts = {"test": {"NDCG@10": 0.2}, "test_filtered": {"NDCG@10": 0.3}}
+    cases = {  # (data set, configuration): part
+        ("world-taste", False): "test", ("world-taste", True): "test_filtered",
+        ("beauty", False): "test", ("beauty", True): "test_filtered",
+        ("world-taste", None): "test", ("beauty", None): "test_filtered",  # what counts pairs
+    }  # fmt: skip
+    for (dataset, seen), part in cases.items():
+        config = {} if seen is None else {"filter_seen": seen}
+        record = {"dataset": dataset, "config": config, **parts}
+        assert score(record, "NDCG@10") == parts[part]["NDCG@10"]
+        swap = {"test": {"NDCG@10": 0.4}, "test_filtered": {"NDCG@10": 0.5}}
+        assert score(record, "NDCG@10", swap) == swap[part]["NDCG@10"]
+        assert score(record, "test_filtered NDCG@10") == 0.3
+
+
 def test_pairs_are_compared_seed_by_seed(invented):
     table = results(invented)
     table = table[(table["attention"] != "softmax") | (table["seed"] != 1)]  # a pair is broken
@@ -611,7 +627,7 @@ def test_the_published_bands_stand_beside_the_softmax_runs(tmp_path):
 
 def test_length_groups_and_curves_come_out_of_the_records(tiny):
     table = results(tiny)
-    groups = tables.by_length(table, "HR@10", "test")
+    groups = tables.by_length(table, "test HR@10")
     assert list(groups["length"].cat.categories) == ["5-9"]
     assert list(groups["value"]) == list(table["test HR@10"])
     curves = tables.histories(table)

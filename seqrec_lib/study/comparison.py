@@ -17,7 +17,7 @@ from scipy import optimize, stats
 
 from ..analysis.effects import checked_samples, equivalence
 from .grid import Run, load_grid
-from .records import Store
+from .records import Store, ruler, score
 from .tables import (
     Root,
     command,
@@ -125,7 +125,7 @@ def detectable(spread: float, seeds: int, power: float = 0.8, level: float = 0.9
 def gains(
     new: Setting = "awrsr-additive",
     reference: Setting = "softmax",
-    metric: str = "test NDCG@10",
+    metric: str = "NDCG@10",
     margin: float = 0.05,
     level: float = 0.95,
     min_users: int | None = None,
@@ -137,6 +137,7 @@ def gains(
 
     Args:
         new, reference: a weighting, or (weighting, variant).
+        metric: such as "NDCG@10", by the :func:`ruler` of the runs, or "test_filtered NDCG@10".
         margin: the smallest gain or loss that matters, as a share of the reference.
         min_users: judge users with histories of each length apart, in groups of so many or more
             (those who fill the model's window are one group); None judges all as one.
@@ -153,12 +154,15 @@ def gains(
     """
     import pandas as pd
 
-    part, name = metric.split(" ")
     rows = []
     for setting, *sides, missing in _both(new, reference, grid, root, only):
-        groups = [[_groups(record, min_users) for record in side] for side in sides]
-        for length, example in [*groups[0], *groups[1], _groups(None, min_users)][0].items():
-            x, y = ([r[length][part][name] for r in side if length in r] for side in groups)
+        groups = [[(record, _groups(record, min_users)) for record in side] for side in sides]
+        examples = [own for side in groups for _, own in side] or [_groups(None, min_users)]
+        for length, example in examples[0].items():
+            x, y = (
+                [score(record, metric, own[length]) for record, own in side if length in own]
+                for side in groups
+            )
             rows.append({
                 **setting, "metric": metric, "length": length, "users": example["users"],
                 "seeds": min(len(x), len(y)),
@@ -222,8 +226,7 @@ def chosen(
     """For each weighting the variant that is best on validation, and what it reaches on test.
 
     Candidates are compared on the seeds they share, so that none wins by having more of them, and
-    by the ruler their epochs were chosen by: the ranking of new items where the configuration
-    says ``filter_seen``, of all items elsewhere.
+    by the :func:`ruler` their epochs were chosen by.
 
     Args:
         candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
@@ -245,8 +248,8 @@ def chosen(
         key = (run.dataset, run.split, run.model, run.attention, run.loss)
         groups.setdefault(key, {})[run.variant] = group
     for key, variants in groups.items():
-        by_new = next(iter(variants.values()))[0].config.get("filter_seen", False)
-        validation, test = (part + "_filtered" * by_new for part in ("validation", "test"))
+        part = ruler({"dataset": key[0], "config": next(iter(variants.values()))[0].config})
+        validation = part.replace("test", "validation")
         found = {name: _by_seed(map(read, group)) for name, group in variants.items()}
         left = [run for name, group in variants.items() for run in group
                 if run.seed not in found[name]]  # fmt: skip
@@ -263,7 +266,7 @@ def chosen(
             **{name: variants[best][0].config[name] if best else math.nan for name in settings},
             "seeds": len(records),
             "validation": mean_or_nan([record[validation][metric] for record in records]),
-            "test": mean_or_nan([record[test][metric] for record in records]),
+            "test": mean_or_nan([score(record, metric) for record in records]),
             "missing": command(left, runs, grid) if left else "",
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]

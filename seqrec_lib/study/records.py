@@ -154,7 +154,8 @@ def results(root: str | os.PathLike | None = None, **only: Any):
 
     Columns: what names a run (``dataset``, ``split``, ``model``, ``attention``, ``loss``,
     ``seed``, ``variant``), each metric as ``"test NDCG@10"``, ``"test_filtered NDCG@10"``,
-    ``"validation NDCG@10"``, the mean over layers of each mixing statistic as
+    ``"validation NDCG@10"`` and plain ``"NDCG@10"``, which is on test by the run's own
+    :func:`ruler`, the mean over layers of each mixing statistic as
     ``"mixing attn_res_ln"``, and the other fields as they are (``config``, ``curve``,
     ``mixing``, ``by_length``, ``swapped``, ``profile`` hold dictionaries).
 
@@ -185,11 +186,29 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: record.get(name, LATER.get(name)) for name in (*SCHEMA, *LATER)}
     for part in ("validation", "validation_filtered", "test", "test_filtered"):
         row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
+    row |= record[ruler(record)]
     row |= {
         f"mixing {name}": np.mean([np.nan if x is None else x for x in layers])
         for name, layers in record["mixing"].items()
     }
     return row
+
+
+def ruler(record: Mapping[str, Any]) -> str:
+    """The part of a record to judge it by: the ranking by which its epochs were chosen.
+
+    That is "test_filtered" (new items are ranked) unless the configuration says otherwise, as it
+    does where items return: a target that was seen stays, and its seen rivals would not.
+    """
+    new_items = not record["dataset"].startswith("world-")  # what counts pairs chooses no epoch
+    return "test_filtered" if record["config"].get("filter_seen", new_items) else "test"
+
+
+def score(record: Mapping[str, Any], metric: str, group: Mapping[str, Any] | None = None) -> float:
+    """``metric`` of a record, or of a ``group`` of its users or a swap: "test NDCG@10", or plain
+    "NDCG@10", by its :func:`ruler`."""
+    *part, name = metric.split(" ")
+    return (record if group is None else group)[part[0] if part else ruler(record)][name]
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from scipy import stats
 from ..analysis.effects import equivalence, hedges_g, paired_difference
 from ..training.history import History
 from .grid import AXES, BASELINES, Run, load_grid, select
-from .records import Store, results
+from .records import Store, results, score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ def command(wanted: Sequence[Run], runs: Sequence[Run], grid: Any = "main") -> s
 
 def summarize(
     table: pd.DataFrame,
-    metric: str = "test_filtered NDCG@10",
+    metric: str = "NDCG@10",
     by: Sequence[str] = SETTING,
     level: float = 0.95,
 ) -> pd.DataFrame:
@@ -242,7 +242,7 @@ def effects(
     table: pd.DataFrame | None = None,
     a: str = "softmax",
     b: str = "uniform",
-    metric: str = "test NDCG@10",
+    metric: str = "NDCG@10",
     margin: float = 0.05,
     level: float = 0.95,
 ) -> pd.DataFrame:
@@ -307,7 +307,7 @@ def effects(
 def regimes(
     table: pd.DataFrame | None = None,
     statistic: str = "attn_res_ln",
-    part: str = "test",
+    part: str = "",
     level: float = 0.95,
 ) -> pd.DataFrame:
     """Where each data set stands: how much its softmax models mix, how much they rely on weights.
@@ -319,6 +319,7 @@ def regimes(
 
     Args:
         statistic: a name in a record's ``mixing``, such as "attn_res_ln_last".
+        part: "test" or "test_filtered"; by default the :func:`ruler` of each run.
 
     Returns:
         ``dataset``, ``split``, ``seeds``, ``mixing``, ``mixing_low``, ``mixing_high``, ``g``,
@@ -328,7 +329,8 @@ def regimes(
 
     table = _main(table)
     rows = []
-    verdicts = effects(table, metric=f"{part} NDCG@10", level=level)
+    part = part and part + " "
+    verdicts = effects(table, metric=f"{part}NDCG@10", level=level)
     for row in verdicts.itertuples():
         here = table[
             (table["dataset"] == row.dataset)
@@ -338,7 +340,7 @@ def regimes(
         ]
         softmax = here[here["attention"] == "softmax"]
         mixing = student_interval(softmax[f"mixing {statistic}"].to_numpy(float), level)
-        each = pd.concat(effects(here, metric=f"{part} {name}", level=level) for name in RELIANCE)
+        each = pd.concat(effects(here, metric=part + name, level=level) for name in RELIANCE)
         g, low, high = each[["g", "g_low", "g_high"]].astype(float).mean(skipna=False)
         rows.append(
             {
@@ -429,7 +431,7 @@ def mean_or_nan(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
-def swapped(table: pd.DataFrame | None = None, metric: str = "test NDCG@10") -> pd.DataFrame:
+def swapped(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.DataFrame:
     """What trained models reach with other weights swapped in: a row for each run and swap.
 
     Columns: those that name a run, ``swap`` ("" for the model as it was trained), ``value``, and
@@ -439,14 +441,13 @@ def swapped(table: pd.DataFrame | None = None, metric: str = "test NDCG@10") -> 
     import pandas as pd
 
     table = results() if table is None else table
-    part, name = metric.split(" ")
     rows = [
         {**{column: row[column] for column in (*SETTING, "seed")}, "swap": swap, "value": value}
         | {"lost": 1 - value / row[metric]}
         for _, row in table.iterrows()
         for swap, value in [
             ("", row[metric]),
-            *((swap, found[part][name]) for swap, found in row["swapped"].items()),
+            *((swap, score(row, metric, found)) for swap, found in row["swapped"].items()),
         ]
     ]
     return pd.DataFrame(rows, columns=[*SETTING, "seed", "swap", "value", "lost"])
@@ -511,9 +512,7 @@ def _compare_pairs(x: np.ndarray, y: np.ndarray, margin: float, level: float) ->
 # ---- inside the runs -------------------------------------------------------------------------
 
 
-def by_length(
-    table: pd.DataFrame | None = None, metric: str = "NDCG@10", part: str = "test_filtered"
-) -> pd.DataFrame:
+def by_length(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.DataFrame:
     """A metric by the length of the users' histories: a row for each run and group.
 
     Users who fill the model's window are one group, such as "50+": it sees no more of them.
@@ -529,7 +528,7 @@ def by_length(
             **{name: row[name] for name in (*SETTING, "seed")},
             "length": length,
             "users": group["users"],
-            "value": group[part][metric],
+            "value": score(row, metric, group),
         }
         for _, row in table.iterrows()
         for length, group in visible_lengths(row).items()
