@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import click
 
 from .data import DATASETS
+from .device import device as pick_device
 from .study.grid import AXES, GRIDS, NEURAL, Run, load_grid, select
 from .study.records import Store
 from .study.records import results as read_results
@@ -109,7 +110,7 @@ def _count(help: str) -> dict:
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
-    help="Of the Dask cluster; without it, workers are started here.",
+    help="Of a Dask cluster with workers of one thread each; without it, they are started here.",
 )
 @click.option(
     "--scratch",
@@ -134,7 +135,7 @@ def _count(help: str) -> dict:
 )
 @click.option(
     "--time-limit",
-    type=float,
+    type=click.FloatRange(min=0),
     metavar="MINUTES",
     help="Begin nothing, not even an epoch, after so long; the same command goes on.",
 )
@@ -143,7 +144,8 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     """Do the runs that have no record yet.
 
     Interrupt it whenever you like; the same command goes on. A run that fails is reported at the
-    end and keeps no other from being done. Several such commands may share a folder.
+    end and keeps no other from being done. Several such commands may share the folders of
+    results and scratch.
 
     On a GPU, all seeds of a setting are trained at once; some jobs beside each other keep it
     busy. Where it is lent for minutes, do the study in pieces, with the same line again and
@@ -155,10 +157,13 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         --grid quick --results runs/quick
     """
     runs = _runs(grid, only)
-    if dry_run:
-        _dry_run(runs, Store(results), options["jobs"], options["device"])
-        return
-    with _refused_in_words(), _cluster(backend, scheduler, options["jobs"], options["threads"]):
+    with _refused_in_words():
+        pick_device(options["device"])
+        if dry_run:
+            _dry_run(runs, Store(results), options["jobs"], options["device"])
+            return
+    backend = "dask" if scheduler else backend
+    with _refused_in_words(), _cluster(backend, scheduler, options["jobs"]):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
     click.echo(
         f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
@@ -188,10 +193,12 @@ def status(grid, only, results, scratch) -> None:
     for dataset in dict.fromkeys(run.dataset for run in runs):
         counts = Counter(state for run, state in states.items() if run.dataset == dataset)
         click.echo(f"{dataset:18}" + "  ".join(f"{n} {state}" for state, n in counts.items()))
-    for run in runs:
-        marker = scratch / f"{run.key}.running"
-        if states[run] != "done" and marker.exists():
-            click.echo(f"begun: {run}  {marker.read_text()}")
+    for run in (run for run in runs if states[run] != "done"):
+        with suppress(FileNotFoundError):  # it may end while we look
+            click.echo(f"begun: {run}  {(scratch / f'{run.key}.running').read_text()}")
+        with suppress(FileNotFoundError):
+            why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()[-1]
+            click.echo(f"failed: {run}  {why}")
     left = estimate([run for run in runs if states[run] != "done"], store)
     click.echo(f"about {duration(sum(left.values()))} left, one run at a time")
 
@@ -276,6 +283,8 @@ def plot(kind, grid, only, results, output) -> None:
     found = _records(grid, only, results)
     if found.empty:
         raise click.ClickException("there is no such record yet; `study run` makes them")
+    if found["split"].nunique() > 1 and kind in ("regimes", "weightings"):
+        found["dataset"] += " (" + found["split"] + ")"
     if kind == "regimes":
         ax = plotting.regimes(tables.regimes(found), tables.published_regimes())
     elif kind == "curves":
@@ -291,16 +300,17 @@ def plot(kind, grid, only, results, output) -> None:
             ),
             "name",
         )
-    ax.figure.savefig(output)
+    with _refused_in_words():
+        ax.figure.savefig(output)
     click.echo(f"written: {output}")
 
 
 @contextmanager
 def _refused_in_words():
-    """A folder that may not be written to is said without a traceback."""
+    """What cannot be written, a device that is not there: said without a traceback."""
     try:
         yield
-    except PermissionError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -325,7 +335,7 @@ def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
     click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} with {jobs} at a time")
 
 
-def _cluster(backend: str, scheduler: str | None, jobs: int, threads: int):
+def _cluster(backend: str, scheduler: str | None, jobs: int):
     """The Dask client, open as long as it is needed."""
     if backend != "dask":
         return nullcontext()
@@ -333,7 +343,8 @@ def _cluster(backend: str, scheduler: str | None, jobs: int, threads: int):
         from dask.distributed import Client
     except ImportError as error:
         raise click.ClickException("--backend dask needs: pip install distributed") from error
-    return Client(scheduler) if scheduler else Client(n_workers=jobs, threads_per_worker=threads)
+    # A run seeds the generators of its process and sets torch's threads: one run to a process.
+    return Client(scheduler) if scheduler else Client(n_workers=jobs, threads_per_worker=1)
 
 
 if __name__ == "__main__":

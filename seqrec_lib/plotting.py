@@ -35,8 +35,8 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
-#: A weighting looks the same in every figure.
-WEIGHTINGS = ["softmax", "awrsr-additive", "positional", "uniform", "softmax-positional",
+#: These look the same in every figure, in the order of the palette.
+STYLED = ["softmax", "awrsr-additive", "positional", "uniform", "softmax-positional",
               "awrsr-value", "awrsr-simple"]  # fmt: skip
 
 
@@ -456,7 +456,7 @@ def _axes(ax: Axes | None) -> Axes:
 
 def _place(name: str | None, i: int) -> int:
     """Which style to draw ``name`` in: a weighting's own, else the ``i``-th."""
-    return WEIGHTINGS.index(name) if name in WEIGHTINGS else i
+    return STYLED.index(name) if name in STYLED else i
 
 
 def _style(i: int) -> dict:

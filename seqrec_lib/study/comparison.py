@@ -20,6 +20,7 @@ from .grid import Run, load_grid
 from .records import Store, ruler, score
 from .tables import (
     Root,
+    checked_margin,
     command,
     mean_or_nan,
     published_data,
@@ -154,6 +155,7 @@ def gains(
     """
     import pandas as pd
 
+    checked_margin(margin)
     rows = []
     for setting, *sides, missing in _both(new, reference, grid, root, only):
         groups = [[(record, _groups(record, min_users)) for record in side] for side in sides]
@@ -243,8 +245,10 @@ def chosen(
     store, runs, rows = Store(root), load_grid(grid), {}
     read = reader(store)
     groups: dict[tuple, dict[str, list[Run]]] = {}
-    for group in settings_of(runs, {**only, "variant": list(candidates)}):
+    for group in settings_of(runs, only):
         run = group[0]
+        if run.variant not in candidates or not run.config.keys() >= {*settings}:
+            continue  # what counts pairs has no dropout
         key = (run.dataset, run.split, run.model, run.attention, run.loss)
         groups.setdefault(key, {})[run.variant] = group
     for key, variants in groups.items():
@@ -267,7 +271,7 @@ def chosen(
             "seeds": len(records),
             "validation": mean_or_nan([record[validation][metric] for record in records]),
             "test": mean_or_nan([score(record, metric) for record in records]),
-            "missing": command(left, runs, grid) if left else "",
+            "missing": command(left, runs, grid, root) if left else "",
         }  # fmt: skip
     names = ["dataset", "split", "model", "attention", "loss"]
     index = pd.MultiIndex.from_tuples(rows, names=names) if rows else None
@@ -307,7 +311,7 @@ def _both(new: Setting, reference: Setting, grid: Any, root: Root, only: Mapping
         ]
         setting = dict(zip(("dataset", "split", "model", "loss"), place, strict=True))
         setting |= {"new": names[0], "reference": names[1]}
-        yield setting, *records, command(left, runs, grid) if left else ""
+        yield setting, *records, command(left, runs, grid, root) if left else ""
 
 
 def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from __future__ import annotations
 import inspect
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,7 @@ from ..models.loose import LooseUniformAttention
 from ..models.saving import MODELS
 from ..models.weighting import WEIGHTINGS
 from ..training import LOSSES, fit
+from ..training.fitting import Recipe, check_kinds
 
 __all__ = ["BASELINES", "GRIDS", "NEURAL", "WORLD", "Run", "load_grid", "select"]
 
@@ -55,6 +56,15 @@ GRIDS = Path(__file__).parent / "grids"
 AXES = ("dataset", "split", "model", "attention", "loss", "seed", "variant")
 LISTS = {"datasets": None, "splits": ["leave-one-out"], "models": ["sasrec"], "losses": ["ce"],
          "seeds": [0], "attentions": ["softmax"]}  # fmt: skip
+DRAWN = [f"{WORLD}{world}" for world in worlds.__all__ if world != "Oracle"]
+#: What a list of names may hold, and what messages call it.
+NAMES = {
+    "datasets": ("data set", (*DATASETS, *DRAWN)),
+    "splits": ("split", tuple(SPLITS)),
+    "models": ("model", (*NEURAL, *BASELINES)),
+    "attentions": ("attention", ATTENTIONS),
+    "losses": ("loss", tuple(LOSSES)),
+}
 # What a run itself says, or what changes nothing in its result.
 NOT_CONFIG = {"self", "model", "num_items", "attention", "seed", "split", "loss", "device",
               "checkpoint", "progress", "on_epoch"}  # fmt: skip
@@ -116,7 +126,8 @@ def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:
             same as a dictionary.
 
     Raises:
-        ValueError: something in it is unknown or contradicts itself; the message says where.
+        ValueError: it is no TOML in UTF-8, or something in it is unknown, makes no sense or
+            contradicts itself; the message says where.
         FileNotFoundError: no such file or name.
     """
     where = "the grid"
@@ -128,11 +139,10 @@ def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:
         raise ValueError(
             f"{where}: {problem}; a grid has seeds, [config], [datasets.NAME] and [[runs]]"
         )
-    for dataset in grid.get("datasets", {}):
-        try:
-            _check_dataset(dataset)
-        except ValueError as error:
-            raise ValueError(f"{where}, [datasets.{dataset}]: {error}") from None
+    try:
+        _check_shared(grid)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     runs: dict[str, Run] = {}
     for number, block in enumerate(grid["runs"], 1):
         try:
@@ -177,45 +187,73 @@ def _read(grid: str | Path) -> tuple[str, dict[str, Any]]:
         raise FileNotFoundError(f"no grid {grid}; give a .toml file, or one of {names}")
     try:
         return path.name, tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8, as TOML must be: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
 
 
+def _check_shared(grid: Mapping[str, Any]) -> None:
+    """Raise ValueError where something outside the blocks is not what it should be."""
+    if "seeds" in grid:
+        _check_list("seeds", grid["seeds"])
+    config, datasets = grid.get("config", {}), grid.get("datasets", {})
+    _check_table("[config]", config)
+    _check_table("[datasets]", datasets)
+    for name, settings in datasets.items():
+        try:
+            _check_name("datasets", name)
+        except ValueError as error:
+            raise ValueError(f"[datasets.{name}]: {error}") from None
+        _check_table(f"[datasets.{name}]", settings)
+    if not _is_list(grid["runs"]):
+        raise ValueError(
+            f"runs must be a list of blocks, each headed by [[runs]], got {grid['runs']!r}"
+        )
+
+
 def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
-    """The product of one block's lists."""
+    """The product of one block's lists, checked."""
+    _check_table("a block", block)
+    variant = block.get("variant", "main")
+    if not (isinstance(variant, str) and re.fullmatch(r"[\w.-]+", variant)):
+        raise ValueError(
+            f"variant = {variant!r} names a file; it must be a string of letters, digits, '_', "
+            "'-' and '.'"
+        )
     lists = {
         name: block.get(name, grid.get("seeds", default) if name == "seeds" else default)
         for name, default in LISTS.items()
     }
     if not lists["datasets"]:
         raise ValueError('datasets = ["..."] is missing')
+    for name, values in lists.items():
+        _check_list(name, values)
     own = {key: value for key, value in block.items() if key not in {*LISTS, "variant"}}
     for dataset, split, model, loss in product(
         lists["datasets"], lists["splits"], lists["models"], lists["losses"]
     ):
         settings = {**grid.get("config", {}), **grid.get("datasets", {}).get(dataset, {}), **own}
         config = complete(model, settings)
+        _check_data(dataset, config["data"])
+        named = partial(Run, dataset, split, model, variant=variant, config=config)
         if model in BASELINES:  # nothing is drawn at random, and nothing is attended to
-            found = [Run(dataset, split, model, "none", "none")]
-        else:
-            found = [
-                Run(dataset, split, model, attention, loss, seed)
-                for seed in lists["seeds"]
-                for attention in lists["attentions"]
-            ]
-        for run in found:
-            axes = {**run.axes, "variant": block.get("variant", "main")}
-            yield _checked(Run(**axes, config=config))
+            check_kinds(BASELINES[model], _arguments(BASELINES[model], config))
+            yield named("none", "none")
+            continue
+        _check_training(model, loss, config)
+        for attention in lists["attentions"]:
+            _check_weighting(model, attention, config["weighting"])
+        for seed, attention in product(lists["seeds"], lists["attentions"]):
+            yield named(attention, loss, seed)
 
 
 def complete(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What ``settings`` say that ``model`` is configured by, with defaults for all they leave open.
 
     Raises:
-        ValueError: the model, or a setting, is unknown.
+        ValueError: a setting is unknown.
     """
-    if model not in {**NEURAL, **BASELINES}:
-        raise ValueError(f"no model {model!r}; there are {', '.join([*NEURAL, *BASELINES])}")
     anywhere = {key for name in {**NEURAL, **BASELINES} for key in defaults(name)}
     if unknown := settings.keys() - anywhere:
         raise ValueError(
@@ -240,30 +278,65 @@ def defaults(model: str) -> dict[str, Any]:
     return ours
 
 
-def _check_dataset(name: str) -> None:
-    drawn = [f"{WORLD}{world}" for world in worlds.__all__ if world != "Oracle"]
-    if name not in (*DATASETS, *drawn):
-        raise ValueError(f"no data set {name!r}; there are {', '.join([*DATASETS, *drawn])}")
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _checked(run: Run) -> Run:
-    _check_dataset(run.dataset)
-    for what, there in (
-        ("split", SPLITS),
-        ("attention", (*ATTENTIONS, "none")),
-        ("loss", (*LOSSES, "none")),
-    ):
-        if getattr(run, what) not in there:
-            raise ValueError(f"no {what} {getattr(run, what)!r}; there are {', '.join(there)}")
-    if run.config["data"] and not run.dataset.startswith(WORLD):
-        raise ValueError(f"data = .. draws a world, but {run.dataset} is a file")
-    if not re.fullmatch(r"[\w.-]+", run.variant):
-        raise ValueError(
-            f"variant = {run.variant!r} names a file; it may hold letters, digits, '_', '-' and '.'"
-        )
-    if run.model in NEURAL:
-        settings = run.config["weighting"]
-        NEURAL[run.model].check_weighting(
-            {"name": run.attention, **settings} if settings else run.attention
-        )
-    return run
+def _check_list(name: str, values: Any) -> None:
+    """Raise ValueError where ``values`` cannot be one of a block's ``LISTS``."""
+    if not _is_list(values) or not values:
+        raise ValueError(f"{name} must be a list of one or more, got {values!r}")
+    for value in values:
+        if name != "seeds":
+            _check_name(name, value)
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"seeds must be whole numbers of at least 0, got {value!r}")
+
+
+def _check_name(name: str, value: Any) -> None:
+    what, there = NAMES[name]
+    if value not in there:
+        raise ValueError(f"no {what} {value!r}; there are {', '.join(there)}")
+
+
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a table of settings, got {value!r}")
+
+
+def _check_data(dataset: str, data: Any) -> None:
+    """Raise ValueError where ``data`` are no arguments of the world (their range it checks)."""
+    _check_table("data", data)
+    if data and not dataset.startswith(WORLD):
+        raise ValueError(f"data = .. draws a world, but {dataset} is a file")
+    if data:
+        check_kinds(getattr(worlds, dataset.removeprefix(WORLD)), data, "data.")
+
+
+def _check_training(model: str, loss: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where the model, or :func:`~seqrec_lib.fit`, would."""
+    sizes = _arguments(NEURAL[model], config)
+    check_kinds(NEURAL[model], sizes)
+    _try_model(model, tuple(sizes.items()))
+    options = {each.name: config[each.name] for each in fields(Recipe) if each.name in config}
+    Recipe(**options, loss=loss, device="auto")
+
+
+@cache
+def _try_model(model: str, sizes: tuple[tuple[str, Any], ...]) -> None:
+    """Make a model of one item: its constructor checks its sizes."""
+    NEURAL[model](1, **dict(sizes), seed=0)
+
+
+def _check_weighting(model: str, attention: str, settings: Any) -> None:
+    """Raise ValueError where there is no such weighting, or none for such a model."""
+    _check_table("weighting", settings)
+    NEURAL[model].check_weighting({"name": attention, **settings} if settings else attention)
+    if settings:
+        check_kinds(WEIGHTINGS[attention], settings, "weighting.")
+
+
+def _arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says to ``function``."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in config.items() if name in names}

@@ -63,12 +63,13 @@ class Store:
         return self.root / run.path
 
     def write(self, run: Run, record: Mapping[str, Any]) -> Path:
-        """Write a record, atomically; its numbers keep six significant digits.
+        """Write a record, atomically; what was measured keeps six significant digits.
 
         Raises:
             ValueError: it is not a record.
         """
-        record = rounded({**run.axes, "config": dict(run.config), **record})
+        plain = {**run.axes, "config": json.loads(json.dumps(dict(run.config)))}
+        record = {**plain, **rounded({k: v for k, v in record.items() if k not in plain})}
         record["checksum"] = _checksum(record)
         validate(record)
         path = self.path(run)

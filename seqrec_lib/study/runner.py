@@ -20,9 +20,10 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -95,7 +96,8 @@ class Report:
 
 def run_one(run: Run, **options: Any) -> dict[str, Any]:
     """The record of one run; see :func:`run_job`, whose options these are."""
-    return run_job((run,), **options)[0]
+    ((_, record),) = run_job((run,), **options)
+    return record
 
 
 def run_job(
@@ -107,8 +109,10 @@ def run_job(
     keep_models: str | os.PathLike | None = None,
     code: str | None = None,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Train and measure; returns the fields of the records that the runs do not hold themselves.
+    measured: Container[Run] = (),
+) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Train and measure; yields each run, as soon as it is measured, with the fields of its record
+    that the run does not hold itself.
 
     Args:
         job: runs that differ in their seed alone. One is trained by :func:`~seqrec_lib.fit`,
@@ -120,6 +124,7 @@ def run_job(
         keep_models: a folder for the trained models.
         code: the version of the code, where it was found out before.
         on_epoch: called with (which run, the entry of its history).
+        measured: runs that are trained with the others, as they were before, but not measured.
     """
     where, before, run = pick_device(device), torch.get_num_threads(), job[0]
     if run.model in BASELINES:
@@ -132,22 +137,22 @@ def run_job(
             trained = [_fit_baseline(run, split)]
         else:
             trained = _fit_neural(job, split, where, checkpoint, on_epoch)
-        records = []
         for run, (model, training) in zip(job, trained, strict=True):
+            if run in measured:
+                continue
             if keep_models is not None and run.model in NEURAL:
                 save(model, Path(keep_models) / f"{run.key}.safetensors")
-            records.append(_measure(run, model, split) | training)
-        common = {
-            "users": {"training": split.train.num_users, "validation": len(split.validation),
-                      "test": len(split.test)},
-            "data_sha256": sha256,
-            "seeds_at_once": len(job),
-            "peak_memory_mb": _peak_memory(where),
-            "device": _describe(where), "threads": threads,
-            "code_version": code or code_version(), "versions": _versions(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        return [record | common for record in records]
+            yield run, {
+                **_measure(run, model, split), **training,
+                "users": {"training": split.train.num_users, "validation": len(split.validation),
+                          "test": len(split.test)},
+                "data_sha256": sha256,
+                "seeds_at_once": len(job),
+                "peak_memory_mb": _peak_memory(where),
+                "device": _describe(where), "threads": threads,
+                "code_version": code or code_version(), "versions": _versions(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }  # fmt: skip
     finally:
         torch.set_num_threads(before)
 
@@ -358,7 +363,7 @@ def estimate(runs: Iterable[Run], store: Store, device: str = "auto") -> dict[Ru
     """Seconds that each run may take.
 
     Seconds an operation, and the share of its epochs that it needs, are those of the records
-    nearest to it: of its data set, model and weighting, else of its data set and model. Of other
+    nearest to it: of its data set, split, model and weighting, else of fewer of these. Of other
     data only the pace counts, and half the epochs are expected; without a record made on such a
     device, a core does ``RATE``.
     """
@@ -382,7 +387,8 @@ def estimate(runs: Iterable[Run], store: Store, device: str = "auto") -> dict[Ru
 
 
 def _near(run: Run) -> tuple[tuple[str, ...], ...]:
-    return (run.dataset, run.model, run.attention), (run.dataset, run.model), ()
+    one = (run.dataset, run.split, run.model)
+    return (*one, run.attention), one, (run.dataset, run.model), ()
 
 
 # ---- many runs ---------------------------------------------------------------------------
@@ -424,9 +430,15 @@ def run_grid(
 
     Raises:
         PermissionError: this is an installed release, and ``results`` is left out.
+        OSError: nothing can be written to ``results`` or ``scratch``; no run was begun.
+        ValueError: a worker of the Dask cluster has several threads.
     """
     store, scratch, report = Store(writable_dir(results)), Path(scratch).resolve(), Report()
-    scratch.mkdir(parents=True, exist_ok=True)
+    for folder in (store.root, scratch):  # before hours of training, not after
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    if backend == "dask":
+        _one_thread_each()
     todo = []
     for run in runs:
         state = store.state(run)
@@ -443,7 +455,7 @@ def run_grid(
     total = len(left)
     say(
         f"{total} runs to do, {len(before)} done before; "
-        f"about {duration(sum(left.values()) / jobs)}"
+        f"about {duration(max([sum(left.values()) / jobs, *left.values()]))}"
     )
     work = partial(
         _perform,
@@ -456,17 +468,19 @@ def run_grid(
         master=os.getpid(),
         deadline=time.time() + 60 * time_limit if time_limit is not None else math.inf,
     )
-    start, expected = time.perf_counter(), 0.0
+    start, expected, pace = time.perf_counter(), 0.0, 1 / jobs
     for outcome in _spread(work, jobs_todo, jobs, backend, scratch):
         run = outcome.run
         if run in before:  # one of several seeds that were cut while their records were written
             continue
-        expected += left.pop(run)
+        cost = left.pop(run)
         if outcome.status == "cut":
             report.cut.append(run)
             continue
-        # What is left, at the pace so far.
-        pace = (time.perf_counter() - start) / expected
+        # What is left, at the pace so far; what only counts, or was not done here, tells no pace.
+        if outcome.status == "done" and run.model in NEURAL and cost > 0:
+            expected += cost
+            pace = (time.perf_counter() - start) / expected
         ahead = f"[{total - len(left)}/{total}, {duration(sum(left.values()) * pace)} left]"
         if outcome.status == "done":
             report.done.append(run)
@@ -478,6 +492,18 @@ def run_grid(
             report.failed[run] = outcome.detail
             say(f"{ahead} {run}: FAILED: {outcome.detail.strip().splitlines()[-1]}")
     return report
+
+
+def _one_thread_each() -> None:
+    """Jobs in threads of one process would share torch's generators: no seed could repeat them."""
+    from distributed import get_client
+
+    threads = get_client().nthreads()
+    if several := [worker for worker, n in threads.items() if n > 1]:
+        raise ValueError(
+            f"a run needs a process of its own, but {len(several)} of {len(threads)} Dask workers "
+            f"have several threads, such as {several[0]}: start them with --nthreads 1"
+        )
 
 
 def _jobs(todo: list[Run], scratch: Path) -> list[Job]:
@@ -585,10 +611,12 @@ def _perform(
                 for run in missing:
                     _marker(scratch, run).write_text("{}")
                 _forget_other_settings(checkpoint, job[0])
-                records = run_job(job, checkpoint=checkpoint, on_epoch=on_epoch, **options)
-                for run, record in zip(job, records, strict=True):
-                    if run in missing:
-                        store.write(run, record)
+                options |= {"checkpoint": checkpoint, "on_epoch": on_epoch}
+                for run, record in run_job(job, measured=set(job) - set(missing), **options):
+                    store.write(run, record)
+                    missing.remove(run)
+                    if missing and time.time() > deadline:
+                        raise OutOfTime
             alone = [scratch / f"{run.key}.pt" for run in job]
             for path in (checkpoint, *alone, *_left_behind(job[0], scratch, store)):
                 path.unlink(missing_ok=True)
@@ -602,10 +630,16 @@ def _perform(
     except OutOfTime:
         return _all(job, "cut")
     except Exception:
-        for run in job:
-            _failed(scratch, run).write_text(traceback.format_exc())
-            _marker(scratch, run).unlink(missing_ok=True)
-        return _all(job, "failed", traceback.format_exc())
+        detail = traceback.format_exc()
+        with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
+            for run in job:
+                _marker(scratch, run).unlink(missing_ok=True)
+                _failed(scratch, run).write_text(detail)
+    if len(job) == 1:
+        return _all(job, "failed", detail)
+    # One seed diverged, or all together took too much memory: let the others not pay for it.
+    alone = {"results": results, "scratch": scratch, "master": master, "deadline": deadline}
+    return [end for run in job for end in _perform((run,), **alone, **options)]
 
 
 def _all(job: Job, status: str, detail: str = "") -> list[Outcome]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -69,20 +70,24 @@ def missing(
         if left := [run for run in group if store.state(run) != "done"]:
             setting = {name: left[0].axes[name] for name in SETTING}
             seeds = [run.seed for run in left]
-            rows.append({**setting, "seeds": seeds, "command": command(left, runs, grid)})
+            rows.append({**setting, "seeds": seeds, "command": command(left, runs, grid, root)})
     return pd.DataFrame(rows, columns=[*SETTING, "seeds", "command"])
 
 
-def command(wanted: Sequence[Run], runs: Sequence[Run], grid: Any = "main") -> str:
+def command(
+    wanted: Sequence[Run], runs: Sequence[Run], grid: Any = "main", root: Root = None
+) -> str:
     """The shortest command that does ``wanted``, which differ in their seeds alone, of ``runs``."""
     only = {name: list(dict.fromkeys(str(getattr(run, name)) for run in wanted)) for name in AXES}
     for name in AXES[::-1]:  # what tells them apart from no other run is not said
         fewer = {other: values for other, values in only.items() if other != name}
         if len(select(runs, fewer)) == len(wanted):
             only = fewer
-    where = "" if isinstance(grid, Mapping) or grid == "main" else f" --grid {grid}"
-    told = (f" --only {name}={','.join(values)}" for name, values in only.items())
-    return f"python -m seqrec_lib study run{where}{''.join(told)}"
+    words = [] if isinstance(grid, Mapping) or grid == "main" else ["--grid", str(grid)]
+    words += [] if root is None else ["--results", os.fspath(root)]
+    for name, values in only.items():
+        words += ["--only", f"{name}={','.join(values)}"]
+    return shlex.join(["python", "-m", "seqrec_lib", "study", "run", *words])
 
 
 # ---- means and intervals -------------------------------------------------------------------
@@ -147,7 +152,7 @@ def benchmark(
                 row[metric + suffix] = _mean_sd(values)
         row["published NDCG@10"] = _band(runs[0])
         left = [run for run in runs if run.seed not in done]
-        row["missing"] = command(left, everything, grid) if left else ""
+        row["missing"] = command(left, everything, grid, root) if left else ""
         rows[runs[0].dataset, runs[0].split, label(runs[0])] = row
     index = pd.MultiIndex.from_tuples(rows, names=["dataset", "split", "model"]) if rows else None
     return pd.DataFrame(list(rows.values()), index=index)
@@ -156,23 +161,25 @@ def benchmark(
 def label(run: Run | Mapping[str, Any]) -> str:
     """What a table calls a setting: "sasrec softmax", "sasrec uniform (bce)", "markov"."""
     axes = run.axes if isinstance(run, Run) else run
+    usual, name = {"loss": "ce", "variant": "main"}, f"{axes['model']} {axes['attention']}"
     if axes["model"] in BASELINES:
-        return axes["model"]
-    told = [
-        axes[name] for name, usual in (("loss", "ce"), ("variant", "main")) if axes[name] != usual
-    ]
-    return f"{axes['model']} {axes['attention']}" + (f" ({', '.join(told)})" if told else "")
+        usual, name = {"variant": "main"}, axes["model"]
+    told = [axes[what] for what, value in usual.items() if axes[what] != value]
+    return name + (f" ({', '.join(told)})" if told else "")
 
 
 def settings_of(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]:
-    """Runs that differ in the seed alone, together; only those ``only`` allows."""
-    groups: dict[tuple, list[Run]] = {}
+    """Runs that differ in the seed alone, together; only those ``only`` allows.
+
+    Raises:
+        ValueError: no run has such a property or value.
+    """
+    runs, groups = list(runs), {}
+    only = {name: [v] if isinstance(v, str | int) else list(v) for name, v in only.items()}
+    for name, values in only.items():
+        select(runs, {name: values})  # a misspelt name is no empty table
     for run in runs:
-        allowed = (
-            getattr(run, name) in ([v] if isinstance(v, str | int) else v)
-            for name, v in only.items()
-        )
-        if all(allowed):
+        if all(getattr(run, name) in values for name, values in only.items()):
             groups.setdefault(tuple(getattr(run, name) for name in SETTING), []).append(run)
     # data set by data set, in the grid's order
     order = {run.dataset: i for i, run in reversed(list(enumerate(runs)))}
@@ -260,6 +267,7 @@ def effects(
     """
     import pandas as pd
 
+    checked_margin(margin)
     rows = []
     for setting, x, y in _pairs(table, a, b, metric):
         row: dict[str, Any] = {
@@ -427,6 +435,12 @@ def _pairs(table: pd.DataFrame | None, a: str, b: str, metric: str):
         yield dict(zip(by, key, strict=True)), x, y
 
 
+def checked_margin(margin: float) -> None:
+    """Raise ValueError unless it is positive: a test would take that for a lack of spread."""
+    if not margin > 0:
+        raise ValueError(f"the margin must be positive, got {margin}")
+
+
 def mean_or_nan(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
@@ -482,7 +496,8 @@ def paired(
     """
     import pandas as pd
 
-    setting, rows = [name for name in SETTING if name not in ("attention", by)], []
+    checked_margin(margin)
+    setting, rows = [name for name in SETTING if name != by], []
     for key, group in table.groupby(setting, sort=False):
         wide = group.pivot(index="seed", columns=by, values=column)
         for name in dict.fromkeys(group[by]) if against in wide else ():
@@ -560,7 +575,7 @@ def visible_lengths(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def histories(table: pd.DataFrame) -> dict[str, History]:
     """The learning curves of records, by label and seed, for :func:`plotting.learning_curves`."""
-    found = {}
+    found, several = {}, table["split"].nunique() > 1
     for row in table.to_dict("records"):
         if not row["curve"]:
             continue
@@ -570,5 +585,6 @@ def histories(table: pd.DataFrame) -> dict[str, History]:
             for values in zip(*columns.values(), strict=True)
         ]
         history = History(entries, row["config"]["monitor"], row["stopped"])
-        found[f"{row['dataset']} {label(row)}, seed {row['seed']}"] = history
+        where = f"{row['dataset']} ({row['split']})" if several else row["dataset"]
+        found[f"{where} {label(row)}, seed {row['seed']}"] = history
     return found

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -87,8 +91,8 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss is no longer finite; epoch and step are named.
-        ValueError: an argument is unknown, there is nothing to train on, or the checkpoint
-            belongs to another run.
+        ValueError: an argument is unknown or makes no sense, there is nothing to train on, or the
+            checkpoint belongs to another run.
     """
     recipe = Recipe(
         loss=loss, epochs=epochs, patience=patience, batch_size=batch_size, lr=lr,
@@ -102,9 +106,18 @@ def fit(
     return history
 
 
+#: Of arguments of :func:`fit`, the least that makes sense.
+_LEAST = {"epochs": 1, "patience": 1, "batch_size": 1, "negatives": 1, "warmup": 0,
+          "weight_decay": 0}  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train, whatever the model and its seed: arguments of :func:`fit`, checked."""
+    """How to train, whatever the model and its seed: arguments of :func:`fit`, checked.
+
+    Raises:
+        ValueError: an argument is not of its kind, is unknown or out of its range.
+    """
 
     loss: str
     epochs: int
@@ -115,21 +128,25 @@ class Recipe:
     warmup: int
     schedule: str
     negatives: int
-    device: str
+    device: str | torch.device
     precision: str
     monitor: str
     filter_seen: bool
 
     def __post_init__(self):
+        check_kinds(Recipe, vars(self))
         if self.loss not in LOSSES:
             raise ValueError(f"no loss is called {self.loss!r}; there are: {', '.join(LOSSES)}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule must be 'constant' or 'cosine', not {self.schedule!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', not {self.precision!r}")
-        for what, size in {"batch_size": self.batch_size, "negatives": self.negatives}.items():
-            if size < 1:
-                raise ValueError(f"{what} must be at least 1, got {size}")
+        for what, least in _LEAST.items():
+            value = getattr(self, what)
+            if value is not None and not value >= least:  # nan is neither more nor less
+                raise ValueError(f"{what} must be at least {least}, got {value}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
         _cutoff(self.monitor)
 
     def learning_rate(self, step: int, steps: int) -> float:
@@ -149,6 +166,49 @@ class Recipe:
             "users": split.train.num_users, "interactions": split.train.num_interactions,
             "data": zlib.crc32(split.train.sequences.values.tobytes()),
         }  # fmt: skip
+
+
+#: Plain kinds of values, as annotations name them: what they may be, and what messages call them.
+_KINDS = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: ((bool, np.bool_), "true or false"),
+    str: (str, "a string"),
+    NoneType: (NoneType, "None"),
+}
+
+
+def check_kinds(function: Callable, arguments: Mapping[str, Any], within: str = "") -> None:
+    """Check arguments of ``function`` by its annotations, where these are plain kinds of values.
+
+    Args:
+        within: what messages put before the name of an argument.
+
+    Raises:
+        ValueError: there is no such argument, or it is of another kind.
+    """
+    known = _annotations(function)
+    for name, value in arguments.items():
+        if name not in known:
+            raise ValueError(
+                f"{function.__name__} has no setting {within}{name}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        kinds = get_args(known[name]) or (known[name],)
+        if _KINDS.keys() >= {*kinds} and not any(_is(value, kind) for kind in kinds):
+            words = " or ".join(_KINDS[kind][1] for kind in kinds)
+            raise ValueError(f"{within}{name} must be {words}, got {value!r}")
+
+
+@cache
+def _annotations(function: Callable) -> dict[str, Any]:
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    return {each.name: each.annotation for each in parameters if each.kind is not each.VAR_KEYWORD}
+
+
+def _is(value: Any, kind: type) -> bool:
+    # To Python True is the number 1; as a number of epochs it is a mistake.
+    return isinstance(value, _KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
 
 
 @dataclass(eq=False)

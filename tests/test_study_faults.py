@@ -1,0 +1,263 @@
+"""What a study meets: odd settings, full disks, diverging seeds, clusters and commands misused."""
+
+import inspect
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from seqrec_lib.__main__ import main
+from seqrec_lib.study import runner, tables
+from seqrec_lib.study.comparison import chosen, gains
+from seqrec_lib.study.grid import Run, load_grid
+from seqrec_lib.study.records import Store, results
+from seqrec_lib.study.runner import run_grid
+from seqrec_lib.training import TrainingDiverged
+
+SMALL = {
+    "seeds": [0, 1, 2],
+    "config": {"max_len": 8, "dim": 8, "epochs": 2},
+    "datasets": {"world-markov": {"data": {"num_users": 60, "num_items": 20, "length": 8}}},
+    "runs": [{"datasets": ["world-markov"], "attentions": ["softmax"]}],
+}
+
+
+def grid(seeds=(0, 1, 2), **config):
+    return load_grid({**SMALL, "seeds": list(seeds), "config": {**SMALL["config"], **config}})
+
+
+def do(folder, runs, **options):
+    options = {"say": lambda text: None, **options}
+    return run_grid(runs, results=folder / "results", scratch=folder / "runs", **options)
+
+
+def call(*words, code=0):
+    found = CliRunner().invoke(main, ["study", *map(str, words)])
+    assert found.exit_code == code, found.output
+    return found.output
+
+
+# ---- records and their folders -------------------------------------------------------------
+
+
+def test_a_setting_of_many_digits_is_the_setting_of_its_record(tmp_path):
+    runs = grid([0], lr=10**-3.5)
+    assert do(tmp_path, runs).done == runs
+    again = do(tmp_path, runs)
+    assert again.skipped == runs and not again.done
+    assert Store(tmp_path / "results").read(runs[0])["config"]["lr"] == 10**-3.5
+
+
+@pytest.mark.parametrize("name", ["results", "runs"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, name
+):
+    (tmp_path / name).write_text("a file where a folder should be")
+    monkeypatch.setattr(runner, "run_job", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(OSError, match=name):
+        do(tmp_path, grid())
+    words = ["run", "--results", tmp_path / "results", "--scratch", tmp_path / "runs"]
+    said = call(*words, "--grid", "quick", code=1)
+    assert said.startswith("Error: ") and name in said
+
+
+def test_a_full_disk_ends_no_study_without_a_report(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    report = do(tmp_path, grid())
+    assert len(report.failed) == 3
+    assert all("No space left" in why for why in report.failed.values())
+
+
+def test_a_run_that_was_thought_to_cost_nothing_ends_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "estimate", lambda runs, *_: dict.fromkeys(runs, 0.0))
+    assert len(do(tmp_path, grid()).done) == 3
+
+
+# ---- several seeds at once -------------------------------------------------------------------
+
+
+def test_a_seed_that_diverges_fails_alone(tmp_path, monkeypatch):
+    together = runner.fit_seeds
+    monkeypatch.setattr(runner, "fit_seeds", diverges := Diverges(together, 1))
+    monkeypatch.setattr(runner, "fit", Diverges(runner.fit, 1))
+    report = do(tmp_path, runs := grid(), seeds_at_once=True)
+    assert diverges.called
+    assert [run.seed for run in report.done] == [0, 2]
+    assert [run.seed for run in report.failed] == [1]
+    assert "TrainingDiverged" in report.failed[runs[1]]
+    assert not list((tmp_path / "runs").glob("*.seeds*.pt"))
+
+
+class Diverges:
+    """Training that diverges where one of its models has this seed."""
+
+    def __init__(self, fit, seed):
+        self.fit, self.seed, self.called = fit, seed, False
+        self.__signature__ = inspect.signature(fit)
+
+    def __call__(self, *args, seed=None, seeds=(), **options):
+        self.called = True
+        if self.seed in (seed, *seeds):
+            raise TrainingDiverged(f"seed {self.seed}: the loss is nan")
+        own = {"seeds": seeds} if seeds else {"seed": seed}
+        return self.fit(*args, **own, **options)
+
+
+def test_when_time_is_up_what_was_measured_is_kept(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(
+        runner, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now)
+    )
+    measure = runner._measure
+
+    def slow(*args):
+        clock.now += 40
+        return measure(*args)
+
+    monkeypatch.setattr(runner, "_measure", slow)
+    store, runs = Store(tmp_path / "results"), grid()
+    report = do(tmp_path, runs, seeds_at_once=True, time_limit=1)
+    assert len(report.cut) == 3
+    assert [store.state(run) for run in runs] == ["done", "done", "missing"]
+    clock.now = 1e6
+    measured = []
+    monkeypatch.setattr(
+        runner, "_measure", lambda run, *args: measured.append(run) or measure(run, *args)
+    )
+    assert do(tmp_path, runs, seeds_at_once=True, time_limit=1).done == runs[2:]
+    assert measured == runs[2:] and store.read(runs[2])["seeds_at_once"] == 3
+
+
+# ---- clusters ----------------------------------------------------------------------------------
+
+
+def test_a_cluster_whose_workers_have_several_threads_is_refused(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.Client(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ),
+        pytest.raises(ValueError, match="1 of 1 Dask workers have several threads.*--nthreads 1"),
+    ):
+        do(tmp_path, grid(), backend="dask")
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    two = {
+        **SMALL,
+        "runs": [{**SMALL["runs"][0], "splits": ["leave-one-out", "leave-one-out-refit"]}],
+    }
+    assert not do(folder, load_grid(two)).failed
+    return folder / "results"
+
+
+def test_curves_of_two_splits_are_two_curves(small):
+    table = results(small)
+    assert len(tables.histories(table)) == len(table) == 6
+    one = tables.histories(table[table["split"] == "leave-one-out"])
+    assert "world-markov sasrec softmax, seed 0" in one
+
+
+def test_two_settings_of_a_baseline_are_two_rows():
+    names = {tables.label(Run("beauty", model="item-knn", variant=v)) for v in ("main", "wide")}
+    assert names == {"item-knn", "item-knn (wide)"}
+
+
+def test_the_command_for_what_is_missing_names_its_folder_and_can_be_pasted(tmp_path):
+    root = tmp_path / "my results"
+    (row, *_) = tables.missing("quick", root).to_dict("records")
+    words = subprocess.run(
+        [sys.executable, "-c", "import shlex, sys; print(*shlex.split(sys.stdin.read()), sep='|')"],
+        input=row["command"], capture_output=True, text=True, check=True,
+    ).stdout.strip().split("|")  # fmt: skip
+    assert words[words.index("--results") + 1] == os.fspath(root)
+    assert "--results" not in tables.missing("quick")["command"].to_string()
+
+
+@pytest.mark.parametrize("compare", [
+    lambda t: tables.effects(t, margin=0),
+    lambda t: tables.paired(t, "test NDCG@10", margin=0),
+    lambda t: gains(margin=0),
+])  # fmt: skip
+def test_a_margin_of_nothing_is_no_lack_of_spread(small, compare):
+    with pytest.raises(ValueError, match="margin must be positive, got 0"):
+        compare(results(small))
+
+
+def test_pairs_of_variants_are_those_of_one_weighting(small):
+    table = results(small, split="leave-one-out")
+    other = table.assign(variant="other", score=1.0)
+    both = pd.concat([table.assign(score=2.0), other])
+    both = pd.concat([both, both.assign(attention="uniform")])
+    found = tables.paired(both, "score", against="main", by="variant")
+    assert set(found["attention"]) == {"softmax", "uniform"} and (found["difference"] == -1).all()
+
+
+def test_what_has_no_dropout_chooses_none():
+    assert set(chosen(["main"], dataset="beauty").index.get_level_values("model")) == {
+        "sasrec", "stosa",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("only, words", [
+    ({"dataset": "beuty"}, "no run has dataset=beuty"), ({"datset": "beauty"}, "runs have no"),
+])  # fmt: skip
+def test_a_misspelt_name_is_no_empty_table(only, words):
+    for table in (gains, tables.benchmark, tables.missing):
+        with pytest.raises(ValueError, match=words):
+            table(**only)
+
+
+# ---- the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words, said", [
+    (["run", "--device", "nowhere", "--dry-run"], "nowhere"),
+    (["run", "--time-limit", "-3", "--dry-run"], "x>=0"),
+])  # fmt: skip
+def test_what_cannot_be_is_said_in_words(words, said):
+    found = CliRunner().invoke(main, ["study", *words])
+    assert found.exit_code in (1, 2) and said in found.output
+    assert "Traceback" not in found.output and isinstance(found.exception, SystemExit)
+
+
+def test_a_figure_that_cannot_be_written_is_said_in_words(small, tmp_path):
+    (tmp_path / "grid.toml").write_text(
+        "seeds = [0]\nconfig = {max_len = 8, dim = 8, epochs = 2}\n"
+        "[datasets.world-markov]\ndata = {num_users = 60, num_items = 20, length = 8}\n"
+        '[[runs]]\ndatasets = ["world-markov"]\nattentions = ["softmax"]\n'
+    )
+    here = ["plot", "curves", "--grid", tmp_path / "grid.toml", "--results", small, "--output"]
+    assert "'xyz' is not supported" in call(*here, tmp_path / "x.xyz", code=1)
+    assert "nodir" in call(*here, tmp_path / "nodir" / "x.svg", code=1)
+
+
+def test_status_tells_what_failed_and_what_is_under_way(tmp_path):
+    run, other = load_grid("quick")[-2:]
+    runner._failed(tmp_path, run).write_text("Traceback ...\nMemoryError: too much\n")
+    runner._marker(tmp_path, other).write_text('{"epoch": 3}')
+    said = call("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
+    assert f"failed: {run}  MemoryError: too much" in said
+    assert f"begun: {other}" in said and '{"epoch": 3}' in said
+
+
+def test_measures_are_rounded_and_settings_are_not(tmp_path):
+    runs = grid([0], lr=10**-3.5)
+    do(tmp_path, runs)
+    record = Store(tmp_path / "results").read(runs[0])
+    losses = np.array(record["curve"]["loss"])
+    assert (losses == [float(f"{loss:.6g}") for loss in losses]).all()
