@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -149,6 +150,33 @@ def test_a_cluster_whose_workers_have_several_threads_is_refused(tmp_path):
         pytest.raises(ValueError, match="1 of 1 Dask workers have several threads.*--nthreads 1"),
     ):
         do(tmp_path, grid(), backend="dask")
+
+
+def kills_itself(job):
+    """Stands in for a run that the system ends, for its memory say."""
+    (run,) = job
+    if run.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [runner.Outcome(run, "done")]
+
+
+def test_a_killed_worker_of_a_cluster_costs_its_own_run_alone(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    import dask
+
+    once = {"distributed.scheduler.allowed-failures": 0}
+    jobs = [(Run("world-markov", seed=seed),) for seed in range(4)]
+    with (
+        dask.config.set(once),
+        distributed.Client(n_workers=1, threads_per_worker=1, dashboard_address=None),
+    ):
+        ends = {
+            end.run.seed: end for end in runner._spread(kills_itself, jobs, 1, "dask", tmp_path)
+        }
+    assert {seed: end.status for seed, end in ends.items()} == {
+        0: "done", 1: "failed", 2: "done", 3: "done",
+    }  # fmt: skip
+    assert "died" in ends[1].detail
 
 
 # ---- tables ------------------------------------------------------------------------------------

@@ -415,7 +415,7 @@ def run_grid(
         scratch: the folder of checkpoints, locks and tracebacks; may be deleted between commands.
         jobs: runs done at a time, each on ``threads`` cores. One run to a core is the best use
             of a CPU by far.
-        backend: of joblib: "loky" (processes here) or "dask" (wherever the current
+        backend: "loky" (processes here, by joblib) or "dask" (wherever the current
             ``dask.distributed.Client`` has workers, which must see the same folders).
         seeds_at_once: train runs that differ in their seed alone as one batched model; by
             default on a GPU, where five cost little more than one.
@@ -554,6 +554,9 @@ def _summary(record: dict[str, Any]) -> str:
 
 def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> Iterator[Outcome]:
     """Outcomes as they come; a worker that is killed (for its memory, say) costs its job alone."""
+    if backend == "dask":
+        yield from _on_dask(work, todo)
+        return
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
@@ -578,6 +581,23 @@ def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> It
                 yield from outcomes
         except BrokenProcessPool:
             yield from _all(job, "failed", "its process was killed twice; was it out of memory?")
+
+
+def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
+    """By Dask's own futures: joblib's back-end waits for ever for a job whose worker was killed."""
+    from distributed import as_completed, get_client
+
+    client, suspects = get_client(), []
+    jobs = {client.submit(work, job, pure=False): job for job in todo}
+    for future in as_completed(jobs):
+        if future.exception() is None:
+            yield from future.result()
+        else:  # it may only have been waiting where another one was killed
+            suspects.append(jobs[future])
+    for job in suspects:
+        future = client.submit(work, job, pure=False)
+        error = future.exception()
+        yield from _all(job, "failed", str(error)) if error else future.result()
 
 
 def _perform(
