@@ -363,6 +363,18 @@ def test_weight_decay_shrinks():
         ({"monitor": "HR@0"}, "not 'HR@0'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"loss": "bce", "negatives": 0}, "negatives must be at least 1, got 0"),
+        ({"loss": 3}, "loss must be a string, got 3"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
+        ({"patience": -1}, "patience must be at least 1, got -1"),
+        ({"patience": True}, "patience must be a whole number or None, got True"),
+        ({"lr": 0}, "lr must be above 0 and finite, got 0"),
+        ({"lr": math.nan}, "lr must be above 0 and finite, got nan"),
+        ({"lr": "x"}, "lr must be a number, got 'x'"),
+        ({"warmup": -5}, "warmup must be at least 0, got -5"),
+        ({"weight_decay": -1e-3}, "weight_decay must be at least 0, got -0.001"),
+        ({"weight_decay": math.nan}, "weight_decay must be at least 0, got nan"),
+        ({"filter_seen": 1}, "filter_seen must be true or false, got 1"),
     ],
 )
 def test_an_unknown_argument_is_refused_before_anything_is_trained(wrong, words):
@@ -372,6 +384,12 @@ def test_an_unknown_argument_is_refused_before_anything_is_trained(wrong, words)
         train(model, **wrong)
     assert words in str(error.value)
     assert torch.equal(weights(model), before)
+
+
+def test_numpy_s_numbers_and_torch_s_devices_are_arguments_like_others():
+    _, history = train(epochs=np.int64(1), lr=np.float32(1e-3), filter_seen=np.True_,
+                       device=torch.device("cpu"))  # fmt: skip
+    assert len(history) == 1
 
 
 def test_nothing_to_train_on_is_said():

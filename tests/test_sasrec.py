@@ -295,6 +295,7 @@ def test_items_without_a_batch_are_refused():
         ({"max_len": 0}, "max_len must be at least 1"),
         ({"dim": 0}, "dim must be at least 1"),
         ({"num_heads": 0}, "num_heads must be at least 1"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1"),
         ({"dim": 10, "num_heads": 4}, "dim=10 cannot be divided among num_heads=4"),
         ({"norm": "layer"}, "norm must be one of post, pre, original, not 'layer'"),
         ({"attention": "hard"}, "no weighting is called 'hard'; there are: softmax"),

@@ -38,11 +38,12 @@ class SequentialModel(nn.Module):
     ):
         """Check and keep the sizes; ``more`` are the other arguments for :attr:`config`."""
         super().__init__()
-        sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads}
+        sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads,
+                 "num_blocks": num_blocks}  # fmt: skip
         for what, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{what} must be at least 1, got {size}")
-        self.config: dict[str, Any] = {**sizes, "num_blocks": num_blocks, **more}
+        self.config: dict[str, Any] = {**sizes, **more}
         self.num_items, self.max_len, self.dim = num_items, max_len, dim
         self.num_blocks, self.num_heads = num_blocks, num_heads
 

@@ -238,7 +238,7 @@ def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
         _check_data(dataset, config["data"])
         named = partial(Run, dataset, split, model, variant=variant, config=config)
         if model in BASELINES:  # nothing is drawn at random, and nothing is attended to
-            check_kinds(BASELINES[model], _arguments(BASELINES[model], config))
+            check_kinds(BASELINES[model], arguments(BASELINES[model], config))
             yield named("none", "none")
             continue
         _check_training(model, loss, config)
@@ -315,7 +315,7 @@ def _check_data(dataset: str, data: Any) -> None:
 
 def _check_training(model: str, loss: str, config: Mapping[str, Any]) -> None:
     """Raise ValueError where the model, or :func:`~seqrec_lib.fit`, would."""
-    sizes = _arguments(NEURAL[model], config)
+    sizes = arguments(NEURAL[model], config)
     check_kinds(NEURAL[model], sizes)
     _try_model(model, tuple(sizes.items()))
     options = {each.name: config[each.name] for each in fields(Recipe) if each.name in config}
@@ -336,7 +336,7 @@ def _check_weighting(model: str, attention: str, settings: Any) -> None:
         check_kinds(WEIGHTINGS[attention], settings, "weighting.")
 
 
-def _arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(function: Callable, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says to ``function``."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in config.items() if name in names}

@@ -45,7 +45,7 @@ from ..files import atomic_path
 from ..models import save
 from ..models.weighting import Refined
 from ..training import fit, fit_seeds
-from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run
+from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run, arguments
 from .records import Store, rounded, writable_dir
 
 __all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
@@ -161,10 +161,10 @@ def _fit_neural(job: Job, split: Split, where: torch.device, checkpoint, on_epoc
     run = job[0]
     kind, settings = NEURAL[run.model], run.config["weighting"]
     attention = {"name": run.attention, **settings} if settings else run.attention
-    sizes = _arguments(kind, run)
+    sizes = arguments(kind, run.config)
     seeds = [each.seed for each in job]
     models = [kind(split.num_items, **sizes, attention=attention, seed=seed) for seed in seeds]
-    options = {**_arguments(fit, run), "device": str(where), "checkpoint": checkpoint}
+    options = {**arguments(fit, run.config), "device": str(where), "checkpoint": checkpoint}
     if len(job) == 1:
         one = on_epoch and partial(on_epoch, 0)
         options |= {"seed": run.seed, "on_epoch": one}
@@ -187,7 +187,7 @@ def _fit_neural(job: Job, split: Split, where: torch.device, checkpoint, on_epoc
 
 def _fit_baseline(run: Run, split: Split):
     kind, start = BASELINES[run.model], time.perf_counter()
-    model = kind(**_arguments(kind, run)).fit(split)
+    model = kind(**arguments(kind, run.config)).fit(split)
     seconds = time.perf_counter() - start
     return model, {
         "curve": {},
@@ -199,17 +199,11 @@ def _fit_baseline(run: Run, split: Split):
     }
 
 
-def _arguments(function: Callable, run: Run) -> dict[str, Any]:
-    """What the run's configuration says to ``function``."""
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in run.config.items() if name in names}
-
-
 @lru_cache(maxsize=1)
-def _data(dataset: str, split: str, arguments: str) -> tuple[Split, str]:
+def _data(dataset: str, split: str, drawn: str) -> tuple[Split, str]:
     """A data set, split, and its hash; the last one is kept, for runs come data set by data set."""
     if dataset.startswith(WORLD):
-        inter = getattr(worlds, dataset.removeprefix(WORLD))(**json.loads(arguments))
+        inter = getattr(worlds, dataset.removeprefix(WORLD))(**json.loads(drawn))
     else:
         inter = load_dataset(dataset)
     return SPLITS[split](inter), data_sha256(inter)
