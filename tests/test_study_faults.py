@@ -83,6 +83,19 @@ def test_a_run_that_was_thought_to_cost_nothing_ends_like_any_other(tmp_path, mo
     assert len(do(tmp_path, grid()).done) == 3
 
 
+def test_the_time_left_is_that_of_the_same_split():
+    two = {
+        **SMALL,
+        "runs": [{**SMALL["runs"][0], "splits": ["leave-one-out", "leave-one-out-refit"]}],
+    }
+    done, todo = (load_grid({**two, "seeds": [seed]}) for seed in (0, 1))
+    took = {"leave-one-out": 100.0, "leave-one-out-refit": 10.0}
+    records = [{**run.axes, "config": dict(run.config), "device": "cpu: x", "epochs": 2,
+                "seconds": took[run.split]} for run in done]  # fmt: skip
+    cost = runner.estimate(todo, records, "cpu")
+    assert {run.split: cost[run] for run in todo} == pytest.approx(took)
+
+
 # ---- several seeds at once -------------------------------------------------------------------
 
 
