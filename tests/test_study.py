@@ -769,6 +769,25 @@ def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
     assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}
 
 
+def test_a_killed_worker_of_a_cluster_costs_its_own_run_alone(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    import dask
+
+    once = {"distributed.scheduler.allowed-failures": 0}
+    jobs = [(Run("world-markov", seed=seed),) for seed in range(4)]
+    with (
+        dask.config.set(once),
+        distributed.Client(n_workers=1, threads_per_worker=1, dashboard_address=None),
+    ):
+        ends = {
+            end.run.seed: end for end in runner._spread(kills_itself, jobs, 1, "dask", tmp_path)
+        }
+    assert {seed: end.status for seed, end in ends.items()} == {
+        0: "done", 1: "failed", 2: "done", 3: "done",
+    }  # fmt: skip
+    assert "died" in ends[1].detail
+
+
 def test_a_refit_learns_the_validation_items_and_validates_on_nothing():
     blocks = {"splits": ["leave-one-out-refit"], "attentions": ["awrsr-additive"], "seeds": [0]}
     (run,) = load_grid(with_runs(blocks))

@@ -44,7 +44,7 @@ from ..evaluation import Metrics, evaluate
 from ..files import atomic_path
 from ..models import save
 from ..models.weighting import Refined
-from ..training import fit, fit_seeds
+from ..training import TrainingDiverged, fit, fit_seeds
 from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run, arguments
 from .records import Store, rounded, writable_dir
 
@@ -625,8 +625,9 @@ def _perform(
                 for run in missing:
                     _marker(scratch, run).write_text("{}")
                 _forget_other_settings(checkpoint, job[0])
-                options |= {"checkpoint": checkpoint, "on_epoch": on_epoch}
-                for run, record in run_job(job, measured=set(job) - set(missing), **options):
+                here = {"checkpoint": checkpoint, "on_epoch": on_epoch}
+                there = set(job) - set(missing)
+                for run, record in run_job(job, measured=there, **here, **options):
                     store.write(run, record)
                     missing.remove(run)
                     if missing and time.time() > deadline:
@@ -643,12 +644,14 @@ def _perform(
         return _all(job, "busy")
     except OutOfTime:
         return _all(job, "cut")
-    except Exception:
+    except Exception as error:
         detail = traceback.format_exc()
         with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
             for run in job:
                 _marker(scratch, run).unlink(missing_ok=True)
                 _failed(scratch, run).write_text(detail)
+            if len(job) > 1 and isinstance(error, TrainingDiverged):  # as it would again
+                checkpoint.unlink(missing_ok=True)
     if len(job) == 1:
         return _all(job, "failed", detail)
     # One seed diverged, or all together took too much memory: let the others not pay for it.
