@@ -37,7 +37,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
 #: These look the same in every figure, in the order of the palette.
 STYLED = ["softmax", "awrsr-additive", "positional", "uniform", "softmax-positional",
-              "awrsr-value", "awrsr-simple"]  # fmt: skip
+          "awrsr-value", "awrsr-simple"]  # fmt: skip
 
 
 def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -> Axes:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
-from .grid import Run, defaults
+from .grid import WORLD, Run, defaults
 
 __all__ = ["DamagedRecord", "Store", "results", "results_dir"]
 
@@ -201,7 +201,7 @@ def ruler(record: Mapping[str, Any]) -> str:
     That is "test_filtered" (new items are ranked) unless the configuration says otherwise, as it
     does where items return: a target that was seen stays, and its seen rivals would not.
     """
-    new_items = not record["dataset"].startswith("world-")  # what counts pairs chooses no epoch
+    new_items = not record["dataset"].startswith(WORLD)  # what counts pairs chooses no epoch
     return "test_filtered" if record["config"].get("filter_seen", new_items) else "test"
 
 
