@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import book
@@ -141,3 +142,10 @@ def test_the_address_of_the_repository_stands_in_one_place():
     assert holders - chapters == {"_config.yml"}
     for path in book.chapters():
         assert path.read_bytes().count(address) == 1
+
+
+def test_a_notebook_that_imports_the_library_is_told_nothing():
+    """The site shows what a fresh environment says, not what stands stored in the chapters."""
+    notebook = new_notebook(cells=[new_code_cell("import seqrec_lib")])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    assert notebook.cells[0].outputs == []
