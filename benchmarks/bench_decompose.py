@@ -1,6 +1,6 @@
 """The norm decomposition against one that builds every term, and statistics of all users.
 
-    python benchmarks/bench_decompose.py [--users 32] [--heads 2] [--json FILE]
+    python benchmarks/bench_decompose.py [--users 32] [--heads 1 2]
 
 ml-1m's test users at length 200, where ``$SEQREC_DATA`` or the cache holds them, else made
 histories of the same lengths. Each case runs in a process of its own, on an idle machine, three
@@ -15,10 +15,7 @@ measured call. The model is untrained: what the weights are makes no difference 
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import platform
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import arguments, report
 
 import seqrec_lib as sr
 from seqrec_lib.data.batching import pad
@@ -72,9 +70,11 @@ def ratios(layer: sr.LayerTrace) -> None:
     sr.decompose(layer).attn_res_ln.mixing_ratio  # noqa: B018
 
 
-def measure(case: str, users: int, num_heads: int) -> dict:
+def measure(case: str, users: int, num_heads: int, repeats: int, tiny: bool) -> dict:
     """Seconds, and peak MiB beyond what was there before."""
     source, histories, num_items = read_histories()
+    if tiny:
+        histories = histories.select(np.arange(300))
     model = sr.SASRec(num_items, max_len=LENGTH, dim=WIDTH, num_heads=num_heads, seed=0)
     if case == "statistics":
         users = len(histories)
@@ -84,7 +84,7 @@ def measure(case: str, users: int, num_heads: int) -> dict:
         full = np.flatnonzero(histories.lengths >= LENGTH)[:users]
         users = len(full)
         layer = sr.capture(model, pad(histories.select(full), LENGTH))[0]
-        work, repeats = lambda: globals()[case](layer), 3
+        work = lambda: globals()[case](layer)  # noqa: E731
     seconds = []
     with PeakMemory() as memory:
         for _ in range(repeats):
@@ -124,32 +124,22 @@ def resident() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--users", type=int, default=32, help="users in the compared batch")
-    parser.add_argument("--heads", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--json", type=Path, help="write the measurements here")
-    args = parser.parse_args()
+    options = arguments(__doc__, users=32, heads=[1, 2])
+    users = 4 if options.tiny else options.users
     spawn, found = multiprocessing.get_context("spawn"), []
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, length {LENGTH}")
-    for heads in args.heads:
+    for heads in options.heads:
         for case in CASES:
             with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-                row = fresh.submit(measure, case, args.users, heads).result()
+                row = fresh.submit(
+                    measure, case, users, heads, options.repeats, options.tiny
+                ).result()
             if case == "terms":
                 reference = row
             elif case != "statistics":
                 row["times_faster"] = reference["seconds"] / row["seconds"]
                 row["times_smaller"] = reference["peak_mib"] / max(row["peak_mib"], 1)
             found.append(row)
-            gains = "".join(f"  {name} {row[name]:.1f}" for name in ("times_faster",
-                            "times_smaller") if name in row)  # fmt: skip
-            print(f"{heads} heads  {case:11} {row['users']:5} users {row['seconds']:8.3f} s "
-                  f"{row['peak_mib']:7.0f} MiB{gains}", flush=True)  # fmt: skip
-    if args.json:
-        about = {"length": LENGTH, "width": WIDTH, "threads": torch.get_num_threads(),
-                 "torch": torch.__version__, "machine": platform.machine(),
-                 "data": found[0]["data"], "cases": found}  # fmt: skip
-        args.json.write_text(json.dumps(about, indent=1) + "\n")
+    report("decompose", options, found, length=LENGTH, width=WIDTH)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Full-ranking evaluation: users per second and peak memory.
 
-    python benchmarks/bench_ranking.py [beauty ml-1m ...]
+    python benchmarks/bench_ranking.py [--datasets beauty ml-1m]
 
-Each case runs in a process of its own, on an idle machine, three times; the fastest counts.
+Each case runs in a process of its own, on an idle machine, several times; the fastest counts.
 "products" is only the multiplication of queries with items, which no full ranking can do
 without; "sort" is the obvious way, which sorts every user's scores. The SASRec is untrained:
 what the scores are makes no difference to the time.
@@ -10,15 +10,9 @@ what the scores are makes no difference to the time.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import resource
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
-
 import numpy as np
 import torch
+from _common import arguments, fastest, in_fresh_process, report
 
 import seqrec_lib as sr
 from seqrec_lib.data.batching import pad
@@ -44,9 +38,10 @@ def rank_by_sorting(model, part) -> None:
         (order == torch.from_numpy(part.targets[rows, None])).nonzero()
 
 
-def measure(dataset: str, case: str) -> tuple[int, float, float]:
-    """(users, seconds, peak MiB of the process, Python and torch included)."""
-    split = sr.leave_one_out(sr.load_dataset(dataset))
+def measure(dataset: str, case: str, repeats: int, tiny: bool) -> tuple[int, float]:
+    """(users, seconds)."""
+    log = sr.load_dataset(dataset)
+    split = sr.leave_one_out(log.select_users(np.arange(300)) if tiny else log)
     if case in ("Popularity", "MarkovChain", "ItemKNN"):
         model = getattr(sr, case)().fit(split)
     else:
@@ -54,30 +49,19 @@ def measure(dataset: str, case: str) -> tuple[int, float, float]:
     work = {"products": products, "SASRec, sort": rank_by_sorting}.get(
         case, lambda model, part: sr.evaluate(model, split)
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        work(model, split.test)
-        seconds.append(time.perf_counter() - start)
-    return len(split.test), min(seconds), peak_mib()
-
-
-def peak_mib() -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return len(split.test), fastest(lambda: work(model, split.test), repeats)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("datasets", nargs="*", default=["beauty", "ml-1m"])
-    spawn = multiprocessing.get_context("spawn")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    for dataset in parser.parse_args().datasets:
+    options, rows = arguments(__doc__, datasets=["beauty", "ml-1m"]), []
+    for dataset in options.datasets:
         for case in CASES:
-            with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-                users, seconds, mib = fresh.submit(measure, dataset, case).result()
-            rate = f"{users / seconds:9,.0f} users/s"
-            print(f"{dataset:8} {case:14} {seconds:7.2f} s {rate} {mib:6.0f} MiB", flush=True)
+            (users, seconds), mib = in_fresh_process(
+                measure, dataset, case, options.repeats, options.tiny
+            )
+            rows.append({"dataset": dataset, "case": case, "seconds": seconds,
+                         "users_per_second": users / seconds, "peak_mib": mib})  # fmt: skip
+    report("ranking", options, rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the chapters use beside the library, and the tool that runs them."""
 
+import os
 import sys
 
 import nbformat
@@ -118,13 +119,32 @@ def test_the_key_of_the_cache_changes_with_the_library(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "ROOT", tmp_path)
     (tmp_path / "requirements.txt").write_text("numpy==2\n")
     (tmp_path / "seqrec_lib").mkdir()
+    (tmp_path / "seqrec_lib" / "__pycache__").mkdir()
     (tmp_path / "results").mkdir()
     keys = [book.library_key()]
-    for name in ("seqrec_lib/a.py", "results/a.json", "requirements.txt"):
+    for name in ("seqrec_lib/a.py", "seqrec_lib/a.toml", "results/a.json", "requirements.txt"):
         (tmp_path / name).write_text("changed")
         keys.append(book.library_key())
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
+    (tmp_path / "seqrec_lib" / "__pycache__" / "a.pyc").write_text("made")
     assert book.library_key() == keys[-1]
+
+
+def test_a_full_disk_leaves_the_chapter_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "04_chapter.ipynb"
+    path.write_text("prose")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        book.replace(path, "half of it")
+    assert path.read_text() == "prose" and [*tmp_path.iterdir()] == [path]
+
+
+def test_each_benchmark_is_described_and_takes_the_shared_options():
+    folder = book.ROOT / "benchmarks"
+    described = (folder / "README.md").read_text()
+    for script in folder.glob("[!_]*.py"):
+        assert f"| `{script.name}` |" in described
+        assert "arguments(__doc__" in script.read_text()
 
 
 def test_an_unknown_chapter_is_an_error():

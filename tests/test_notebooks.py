@@ -170,3 +170,9 @@ def test_size_and_metadata_are_checked():
 def test_every_check_is_seen_to_fail():
     checks = {check.__name__ for check in hygiene.CHECKS} - {"metadata"}
     assert checks == {check for check, _ in SPOILT.values()}
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_s_title_has_the_number_of_its_file(path):
+    """The text says "Chapter 10"; the reader of the site finds it by the title alone."""
+    assert book.title(read(path)).startswith(f"{int(path.name[:2])} · ")

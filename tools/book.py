@@ -165,7 +165,7 @@ def execute(wanted: list[str], jobs: int) -> None:
         took = nb.metadata["seqrec"]
         takes = f"**Takes** {took['seconds']} s, {took['megabytes']} MB"
         nb.cells[0].source = TAKES.sub(takes, nb.cells[0].source)
-        nbformat.write(normalise(nb, url), path)
+        replace(path, nbformat.writes(normalise(nb, url)) + "\n")
 
     url = repository_url()
     stamp()  # first, so that what runs is what is stored
@@ -220,9 +220,17 @@ def stamp() -> None:
         before = path.read_text()
         nb = normalise(nbformat.reads(before, as_version=4), url)
         if nbformat.writes(nb).rstrip("\n") != before.rstrip("\n"):
-            nbformat.write(nb, path)
+            replace(path, nbformat.writes(nb) + "\n")
     for path, text in derived().items():
-        path.write_text(text)
+        replace(path, text)
+
+
+def replace(path: Path, text: str) -> None:
+    """Puts the text in the file's place at once: nobody's prose is lost to a full disk."""
+    from seqrec_lib.files import atomic_path  # here, for it brings torch along
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 # --- the site ------------------------------------------------------------------------------
@@ -233,7 +241,7 @@ def library_key() -> str:
     digest = hashlib.sha256(platform.python_version().encode())
     files = [
         ROOT / "requirements.txt",
-        *ROOT.glob("seqrec_lib/**/*.py"),
+        *(p for p in ROOT.glob("seqrec_lib/**/*") if "__pycache__" not in p.parts),
         *ROOT.glob("results/**/*"),
     ]
     for path in sorted(path for path in files if path.is_file()):

@@ -22,7 +22,9 @@ find_python() {
     return 1
 }
 
-if [ -e "$unfinished" ] || ! fits "$venv/bin/python"; then
+has_pip() { "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
+
+if [ -e "$unfinished" ] || ! fits "$venv/bin/python" || ! has_pip; then
     python=$(find_python)
     echo "making $venv with $($python --version)"
     "$python" -m venv --clear "$venv"

@@ -1,6 +1,6 @@
 """How long, and how much memory: a log of twenty million rows, and MovieLens-1M from the cache.
 
-    python benchmarks/data_scale.py [--rows 20000000] [--json FILE]
+    python benchmarks/bench_data.py [--rows 20000000]
 
 A log is generated in Parquet (text ids for users, a popularity curve over items, rows in no
 order), then read, filtered to its 5-core and split, in a process of its own whose peak memory is
@@ -9,17 +9,14 @@ the one reported. MovieLens-1M is measured where ``$SEQREC_DATA`` or the cache h
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import platform
-import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from _common import arguments, peak_mib, report
 
 
 def generate(path: Path, rows: int) -> None:
@@ -40,15 +37,15 @@ def generate(path: Path, rows: int) -> None:
     pq.write_table(table, path)
 
 
-def read_filter_split(path: Path) -> list[tuple[str, float, float]]:
+def read_filter_split(path: Path) -> list[dict]:
     import seqrec_lib.data as data
 
     steps, start = [], time.perf_counter()
 
     def done(what: str) -> None:
         nonlocal start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        steps.append((what, time.perf_counter() - start, peak))
+        seconds = time.perf_counter() - start
+        steps.append({"step": what, "seconds": seconds, "peak_mib": peak_mib()})
         start = time.perf_counter()
 
     inter = data.read_interactions(path, "user", "item", "timestamp", title=False)
@@ -63,48 +60,35 @@ def read_filter_split(path: Path) -> list[tuple[str, float, float]]:
     return steps
 
 
-def load_ml_1m() -> list[tuple[str, float, float]]:
+def load_ml_1m() -> list[dict]:
     import seqrec_lib.data as data
 
     steps = []
     for what in ("MovieLens-1M, first load (or cached)", "MovieLens-1M from the cache"):
         start = time.perf_counter()
         data.load_dataset("ml-1m")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        steps.append((what, time.perf_counter() - start, peak))
+        seconds = time.perf_counter() - start
+        steps.append({"step": what, "seconds": seconds, "peak_mib": peak_mib()})
     return steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--json", type=Path, help="write the measurements to this file")
-    options = parser.parse_args()
-
+    options = arguments(__doc__, repeats=1, rows=20_000_000)
+    rows = 20_000 if options.tiny else options.rows
     # a fresh process for each part, so that its peak memory is its own
     pool = ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1
     )
     with pool, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.parquet"
-        pool.submit(generate, path, options.rows).result()
+        pool.submit(generate, path, rows).result()
         steps = pool.submit(read_filter_split, path).result()
         try:
             steps += pool.submit(load_ml_1m).result()
         except FileNotFoundError as error:
             print(f"MovieLens-1M not measured: {str(error).splitlines()[0]}")
 
-    print(f"{'step':<56} {'seconds':>8} {'peak GiB':>9}")
-    for what, seconds, peak in steps:
-        print(f"{what:<56} {seconds:8.2f} {peak:9.2f}")
-    if options.json:
-        record = {
-            "rows": options.rows,
-            "machine": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "steps": [dict(zip(("step", "seconds", "peak_gib"), s, strict=True)) for s in steps],
-        }
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    report("data", options, steps, log_rows=rows)
 
 
 if __name__ == "__main__":
