@@ -7,8 +7,18 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path"]
+import numpy as np
+
+__all__ = ["atomic_path", "plain"]
+
+
+def plain(value: Any) -> Any:
+    """For ``json.dumps(.., default=plain)``: NumPy's numbers are numbers, too."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON serializable: {value!r}")
 
 
 @contextlib.contextmanager

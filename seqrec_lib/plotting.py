@@ -92,8 +92,7 @@ def heatmap(
         annotate: write the numbers; by default where there are at most ten rows.
         hide: true where a cell is not to be shown; by default above the diagonal (the future).
     """
-    matrix = np.asarray(matrix.detach().cpu() if hasattr(matrix, "detach") else matrix, float)
-    ax = _axes(ax)
+    matrix, ax = _matrix(matrix), _axes(ax)
     if hide is None:
         hide = np.triu(np.ones_like(matrix, dtype=bool), 1)
     annotate = len(matrix) <= 10 if annotate is None else annotate
@@ -104,6 +103,10 @@ def heatmap(
     )
     ax.set(xlabel="key (looked at)", ylabel="query (looking)", title=title)
     return ax
+
+
+def _matrix(values) -> np.ndarray:
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, float)
 
 
 def bars(
@@ -229,7 +232,7 @@ def heatmaps(
     hide = [None] * len(maps) if hide is None else [np.asarray(cells, bool) for cells in hide]
     options = {
         "vmin": 0,
-        "vmax": max(float(m.max()) for m in maps.values()),
+        "vmax": max(float(np.nanmax(_matrix(m))) for m in maps.values()),
         "cbar": False,
         **options,
     }

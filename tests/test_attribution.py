@@ -117,3 +117,13 @@ def test_on_a_trained_model_norms_and_gradients_point_at_what_removal_finds():
     items = torch.as_tensor(np.stack([history[-14:] for history in split.test.histories[:40]]))
     agreement = {k: np.nanmean(v) for k, v in sr.attribution_agreement(m, items).items()}
     assert agreement["norms"] > 0.3 and agreement["gradient"] > 0.3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_target_serves_all_histories(method):
+    m = model()
+    for ask in (sr.removal_effects, lambda *a: sr.item_contributions(*a, method=method)):
+        one, each = ask(m, ITEMS, 5), ask(m, ITEMS, torch.tensor([5, 5, 5]))
+        assert torch.equal(one.nan_to_num(9), each.nan_to_num(9))
+        with pytest.raises(ValueError, match=r"shape \(2,\) for 3 histories: pass one for each"):
+            ask(m, ITEMS, torch.tensor([5, 6]))

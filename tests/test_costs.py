@@ -98,3 +98,8 @@ def test_counts_are_the_same_every_time_and_steps_are_timed():
     counted = one.columns.drop("milliseconds")
     assert one[counted].equals(two[counted])
     assert np.isfinite(one["milliseconds"][0]) and one["milliseconds"][0] > 0
+
+
+def test_an_unknown_model_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="no model is called 'sasrec'; there are: SASRec, STOSA"):
+        table(model="sasrec")

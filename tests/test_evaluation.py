@@ -282,6 +282,20 @@ def test_the_wrong_data_or_model_is_refused():
         evaluate(layer, split)
     with pytest.raises(ValueError, match="empty"):
         evaluate(Dot(20), make_split([], [], 20, train=[[1]]))
+    with pytest.raises(ValueError, match="sampled must be at least 1, got 0"):
+        evaluate(Dot(20), split, sampled=0)
+
+
+@pytest.mark.parametrize("columns", [20, 22])
+def test_scores_without_padding_s_column_are_refused(columns):
+    class Shifted:
+        num_items = 20
+
+        def score_histories(self, histories):
+            return np.zeros((len(histories), columns))
+
+    with pytest.raises(ValueError, match=rf"shape \(5, {columns}\).*column 0 for padding"):
+        evaluate(Shifted(), random_split(5, 20))
 
 
 # Intervals
@@ -378,3 +392,10 @@ def test_popular_negatives_are_popular():
     assert np.mean(uniform.above) == pytest.approx(1 / 5, abs=0.04)
     with pytest.raises(ValueError, match="'uniform' or 'popularity'"):
         evaluate(model, split, sampled=1, sampled_by="rank")
+
+
+def test_metrics_by_labels_of_any_kind():
+    metrics = evaluate(Dot(20), random_split(6, 20))
+    for labels in (np.array(["a", "b"] * 3, object), np.array(["a", "b"] * 3)):
+        groups = metrics.by(labels)
+        assert [*groups] == ["a", "b"] and all(type(label) is str for label in groups)

@@ -51,6 +51,10 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def squared(weights, allowed):
+    return weights**2
+
+
 class Recurrent(torch.nn.Module):
     """A reader's model, with what CONTRIBUTING asks for and nothing else."""
 
@@ -386,10 +390,19 @@ def test_an_unknown_argument_is_refused_before_anything_is_trained(wrong, words)
     assert torch.equal(weights(model), before)
 
 
-def test_numpy_s_numbers_and_torch_s_devices_are_arguments_like_others():
-    _, history = train(epochs=np.int64(1), lr=np.float32(1e-3), filter_seen=np.True_,
-                       device=torch.device("cpu"))  # fmt: skip
-    assert len(history) == 1
+def test_numpy_s_numbers_and_torch_s_devices_are_arguments_like_others(tmp_path):
+    model = fresh_model(dim=np.int64(8), attention={"name": "awrsr-simple", "width": np.int64(3)})
+    _, history = train(model, epochs=np.int64(1), lr=np.float32(1e-3), filter_seen=np.True_,
+                       device=torch.device("cpu"), seed=np.int64(0),
+                       checkpoint=tmp_path / "run.pt")  # fmt: skip
+    assert len(history) == 1 and (tmp_path / "run.pt").exists()
+
+
+def test_what_a_checkpoint_cannot_hold_is_said_before_training(tmp_path):
+    model = fresh_model()
+    model.config["note"] = object()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        train(model, checkpoint=tmp_path / "run.pt", on_epoch=lambda entry: pytest.fail("trained"))
 
 
 def test_nothing_to_train_on_is_said():
@@ -612,6 +625,38 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path, changed, named):
         train(model, checkpoint=tmp_path / "run.pt", **changed)
     assert named in str(error.value) and "give this run another file" in str(error.value)
     assert (tmp_path / "run.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["uniform", sr.RemovePosition(-2), sr.ScaleResidual(0.5), sr.SwapPositions(-1, -2), squared],
+    ids=lambda change: type(change).__name__,
+)
+def test_a_run_under_an_intervention_shares_no_checkpoint_with_one_without(tmp_path, change):
+    def under(**options):
+        model = fresh_model()
+        with sr.intervene(model, change):
+            return train(model, checkpoint=tmp_path / "run.pt", **options)[0]
+
+    cut = under(epochs=1)
+    with pytest.raises(ValueError, match="checkpoint of another run.*interventions"):
+        train(checkpoint=tmp_path / "run.pt")
+    assert_same_weights(cut, under(epochs=1))  # its own it takes up
+    with sr.intervene(fresh_model(), change) as model:
+        assert " at 0x" not in str(model.departures())  # in another process, too
+
+
+def test_the_same_events_of_other_users_are_other_data(tmp_path):
+    a, b = (
+        sr.leave_one_out(sr.Interactions(rows, num_items=9))
+        for rows in ([[1, 2, 3, 4, 5], [6, 7, 8, 9]], [[1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    )
+    assert {*a.train.sequences.values} != {*b.train.sequences.values}
+    same = replace(b, train=a.train)  # other questions about the same training events
+    train(sr.SASRec(9, max_len=8, dim=8), a, epochs=1, checkpoint=tmp_path / "run.pt")
+    for other in (b, same):
+        with pytest.raises(ValueError, match="checkpoint of another run.*data: "):
+            train(sr.SASRec(9, max_len=8, dim=8), other, checkpoint=tmp_path / "run.pt")
 
 
 def test_a_checkpoint_does_not_make_one_model_of_another(tmp_path):

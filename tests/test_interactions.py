@@ -148,3 +148,8 @@ def test_to_frame_speaks_the_language_of_the_source():
         "timestamp": [5, 6, 7],
         "title": ["seven", "eight", "eight"],
     }
+
+
+def test_offsets_that_go_back_are_refused():
+    with pytest.raises(ValueError, match="must not decrease; got 4 before 2"):
+        Ragged(np.arange(5), [0, 4, 2, 5])

@@ -300,3 +300,28 @@ def test_positions_count_from_the_end():
             make()
     with pytest.raises(ValueError, match="count steps back"):
         sr.RemoveDistance(-1)
+
+
+@pytest.mark.parametrize("change", ["random", "uniform", "last", "shuffled"])
+def test_some_heads_of_a_model_of_another_precision(change):
+    m = model().double()
+    with sr.intervene(m, change, heads=[0]):
+        assert m(ITEMS).dtype == torch.float64
+
+
+def test_some_heads_where_autocast_makes_softmax_of_float32(monkeypatch):
+    """As it does on a GPU, where scores are of bfloat16."""
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: softmax(x.float(), dim))
+    m = model()
+    with torch.autocast("cpu", torch.bfloat16), sr.intervene(m, "uniform", heads=[0]):
+        assert m(ITEMS)[ITEMS > 0][:, 1:].isfinite().all()
+
+
+def test_a_weighting_on_another_device_is_refused():
+    away = RefinedAdditive().build(0, 2, 7).to("meta")
+    with (
+        pytest.raises(ValueError, match="is on meta and the model on cpu; move it"),
+        sr.intervene(model(), away),
+    ):
+        pass

@@ -360,3 +360,20 @@ for _ in range(50):  # each time as if for the first time
     for run in runs:
         error = run.communicate(timeout=120)[1].decode()
         assert run.returncode == 0, error[-2000:]
+
+
+# ---- without pooch -------------------------------------------------------------------------
+
+
+def test_data_that_is_there_needs_no_pooch(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    monkeypatch.delenv("SEQREC_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert loading.cache_dir() == tmp_path / "seqrec_lib"
+    with pytest.raises(FileNotFoundError, match="downloading needs pooch"):
+        load_dataset("ml-100k")
+    rows = "".join(f"{user}\t{item}\t5\t{item}\n" for user in (1, 2) for item in (1, 2, 3))
+    put(tmp_path / "own", DATASETS["ml-100k"].sources[0].log.path, rows)
+    with pytest.warns(UserWarning) as told:
+        assert load_dataset("ml-100k", tmp_path / "own").num_interactions == 6
+    assert any("without titles" in str(warning.message) for warning in told)

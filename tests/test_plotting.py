@@ -171,3 +171,9 @@ def test_a_timeline_knows_users_by_their_ids():
         ax = plotting.timeline(inter, sr.leave_one_out(inter), [user])
         drawn.append({line.get_label(): list(line.get_xdata()) for line in ax.lines})
     assert drawn[0] == drawn[1] and drawn[0]["training"] == [0, 1, 2, 3]
+
+
+def test_maps_share_a_scale_though_a_cell_is_unknown():
+    maps = {"a": np.array([[0.5, np.nan], [0.1, 0.2]]), "b": torch.eye(2)}
+    for ax in plotting.heatmaps(maps):
+        assert ax.collections[0].get_clim() == (0, 1)

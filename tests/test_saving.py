@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -209,3 +210,17 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         sr.load(tmp_path / "absent")
+
+
+def test_precision_and_generator_survive(tmp_path):
+    sr.save(make(num_blocks=1).double(), tmp_path / "model.safetensors")
+    before = torch.get_rng_state()
+    again = sr.load(tmp_path / "model.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float64}
+
+
+def test_numpy_s_sizes_are_saved_like_others(tmp_path):
+    model = sr.SASRec(np.int64(20), max_len=np.int32(6), dim=8, seed=0)
+    sr.save(model, tmp_path / "model.safetensors")
+    assert same(model, sr.load(tmp_path / "model.safetensors"))

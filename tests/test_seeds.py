@@ -251,3 +251,32 @@ def test_what_cannot_be_trained_as_one_is_refused():
         fit_seeds(models([0]), SPLIT, "hinge", seeds=[0])
     with pytest.raises(TypeError, match="epoch"):
         fit_seeds(models([0]), SPLIT, seeds=[0], epoch=3)
+
+
+@pytest.mark.parametrize("change", ["last", sr.RemovePosition(-2), sr.ScaleResidual(0.5)], ids=str)
+def test_an_intervention_holds_for_all_models_or_the_training_is_refused(change):
+    seeds, options = [0, 1], {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}
+    together, alone = models(seeds), models(seeds)
+    with contextlib.ExitStack() as under:
+        for model in (*together, *alone):
+            under.enter_context(sr.intervene(model, change))
+        found = fit_seeds(together, SPLIT, seeds=seeds, **options)
+        for seed, model, history in zip(seeds, alone, found, strict=True):
+            expected = sr.fit(model, SPLIT, seed=seed, **options)
+            np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-5)
+    one = models(seeds)
+    with (
+        sr.intervene(one[1], change),
+        pytest.raises(ValueError, match="the same interventions"),
+    ):
+        fit_seeds(one, SPLIT, seeds=seeds, **options)
+
+
+def test_models_that_read_exchanged_positions_are_refused():
+    both, swap = models([0, 1]), sr.SwapPositions(-1, -2)
+    with (
+        sr.intervene(both[0], swap),
+        sr.intervene(both[1], swap),
+        pytest.raises(ValueError, match="SwapPositions.*cannot be trained as one"),
+    ):
+        fit_seeds(both, SPLIT, seeds=[0, 1], epochs=1, progress=False)

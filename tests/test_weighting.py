@@ -435,3 +435,17 @@ def test_errors_name_what_is_wrong():
         w.Recency(rate=3)
     with pytest.raises(NotImplementedError, match="Weighting must define forward"):
         w.Weighting()(None, None)
+
+
+def test_what_is_no_weighting_is_refused_by_name():
+    with pytest.raises(ValueError, match="a name with settings or an object, not None"):
+        sr.SASRec(9, attention=None)
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        sr.SASRec(9, attention={"name": "awrsr-simple", "width": 0})
+
+
+@pytest.mark.parametrize("attention", ["awrsr-additive", "recency", "random"])
+def test_a_model_of_another_precision_takes_any_weighting(attention):
+    m = sr.SASRec(9, max_len=7, dim=8, seed=0).double()
+    m.set_weighting(attention)
+    assert m(torch.tensor([[1, 2, 3]])).dtype == torch.float64

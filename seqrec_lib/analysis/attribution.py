@@ -73,14 +73,15 @@ def item_contributions(model, items, target=None, method: str = "norm_rollout") 
 
     Args:
         items: (B, L), or one history (L,); 0 = padding on the left.
-        target: (B,) the items whose scores are explained; by default what the model recommends
-            first. The maps do not depend on it.
+        target: (B,) the items whose scores are explained, or one for all; by default what the
+            model recommends first. The maps do not depend on it.
 
     Returns:
         (B, L); 0 at padding.
 
     Raises:
-        ValueError: ``method`` is not one of :data:`METHODS`.
+        ValueError: ``method`` is not one of :data:`METHODS`, or there are not as many targets as
+            histories.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -186,7 +187,12 @@ def _question(model, items, target) -> tuple[Tensor, Tensor]:
     if target is None:
         return items, model.recommend(items, 1)[0][:, 0]
     target = torch.atleast_1d(torch.as_tensor(target))
-    return items, checked_items(model, target[:, None])[:, 0]
+    if target.shape not in {(1,), (len(items),)}:
+        raise ValueError(
+            f"targets of shape {tuple(target.shape)} for {len(items)} histories: "
+            "pass one for each, or one for all"
+        )
+    return items, checked_items(model, target[:, None])[:, 0].expand(len(items))
 
 
 def _score(model, items: Tensor, target: Tensor) -> Tensor:

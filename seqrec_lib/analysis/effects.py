@@ -106,7 +106,8 @@ def hedges_g(a, b, *, paired: bool = False, level: float = 0.95) -> EffectSize:
     compared with the independent form (it is d_z in Lakens 2013).
 
     g = J d, with the exact J = Gamma(f/2) / (sqrt(f/2) Gamma((f - 1)/2)), f the degrees of
-    freedom, is unbiased for the true standardised difference (Hedges 1981). The interval is
+    freedom, is unbiased for the true standardised difference (Hedges 1981). With one degree of
+    freedom, that of two pairs, there is no unbiased estimate, and g is NaN. The interval is
     exact for that true value: it holds the noncentralities whose noncentral t would give the
     observed t neither too rarely above nor below (Steiger & Fouladi 1997). J plays no part
     in it. Five seeds against five give an interval 2.5 wide where g is 0, wider elsewhere.
@@ -131,7 +132,7 @@ def hedges_g(a, b, *, paired: bool = False, level: float = 0.95) -> EffectSize:
         difference, sd = a.mean() - b.mean(), math.sqrt(squares / freedom)
     d = difference / sd
     log_j = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)
-    j = math.exp(log_j - math.log(freedom / 2) / 2)
+    j = math.exp(log_j - math.log(freedom / 2) / 2) if freedom > 1 else math.nan
     low, high = (scale * x for x in _noncentralities(d / scale, freedom, level))
     return EffectSize(float(j * d), low, high, level)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.weighting import WEIGHTINGS, Weighting, make_weighting
+from ..models.weighting import WEIGHTINGS, Weighting, describe_weighting, make_weighting
 
 __all__ = [
     "RemoveDistance",
@@ -52,9 +52,9 @@ def intervene(
         heads: numbers of heads; all by default. The others go on as before.
 
     Raises:
-        ValueError: a name of a weighting with parameters, which would be untrained; a layer or
-            head that does not exist, or is named twice; heads of something that has none; a
-            list of another length.
+        ValueError: a name of a weighting with parameters, which would be untrained; an object
+            built on another device; a layer or head that does not exist, or is named twice;
+            heads of something that has none; a list of another length.
         TypeError: ``change`` is none of the above.
     """
     layers = _chosen(layers, len(model.blocks), "layer")
@@ -101,6 +101,16 @@ class _Intervened(Weighting):
         changed = isinstance(self.change, Weighting) and self.change.uses_scores
         return changed or (not self.replaces and self.original.uses_scores)
 
+    def describe(self) -> list:
+        """What works here, as plain data: the change, its heads, and what it stands in for."""
+        change, before = self.change, self.original
+        if isinstance(change, Weighting):
+            words = describe_weighting(change)
+        else:  # a function's repr would tell where it lies in memory
+            words = getattr(change, "__qualname__", repr(change))
+        nested = isinstance(before, _Intervened)
+        return [words, self.heads, before.describe() if nested else describe_weighting(before)]
+
     def forward(self, scores, allowed):
         if self.replaces:
             return self.change(scores, allowed)
@@ -112,7 +122,7 @@ class _Intervened(Weighting):
         if self.heads is None:
             return after
         weights = before.clone()
-        weights[:, self.heads] = after[:, self.heads]
+        weights[:, self.heads] = after[:, self.heads].to(weights.dtype)
         return weights
 
 
@@ -206,7 +216,21 @@ class SwapPositions:
             undo.callback(setattr, model, "encode", encode)
         else:
             undo.callback(delattr, model, "encode")
-        model.encode = lambda items: encode(self(items))
+        model.encode = _Exchanged(encode, self)
+
+
+class _Exchanged:
+    """A model's ``encode`` of items at exchanged positions."""
+
+    def __init__(self, encode: Callable, change: SwapPositions):
+        self.encode, self.change = encode, change
+
+    def __call__(self, items: Tensor) -> Any:
+        return self.encode(self.change(items))
+
+    def __repr__(self) -> str:
+        nested = isinstance(self.encode, _Exchanged)
+        return f"{self.change}, {self.encode!r}" if nested else f"{self.change}"
 
 
 def _make(model, change, layer: int) -> Weighting | Edit:
@@ -236,7 +260,15 @@ def _make(model, change, layer: int) -> Weighting | Edit:
         raise TypeError(f"cannot intervene with {change!r}: it is no weighting and no function")
     if new.gaussian and not model.gaussian:
         raise ValueError(f"{new.name!r} is made for Gaussians; {type(model).__name__} has none")
-    return new if new is change else new.to(next(model.parameters()).device)
+    if new is change:
+        home = next(model.parameters()).device
+        if away := {t.device for t in (*new.parameters(), *new.buffers())} - {home}:
+            raise ValueError(
+                f"the weighting {new.name!r} is on {away.pop()} and the model on {home}; move it: "
+                f"weighting.to({str(home)!r})"
+            )
+        return new
+    return new.to(next(model.parameters()))
 
 
 def _chosen(which: int | list[int] | None, count: int, what: str) -> list[int]:

@@ -33,6 +33,9 @@ class Ragged(Sequence):
                 f"offsets must run from 0 to {len(self.values)}, the number of values; "
                 f"got {self.offsets[:1]} .. {self.offsets[-1:]}"
             )
+        if (back := np.flatnonzero(self.lengths < 0)).size:
+            first = self.offsets[back[0] : back[0] + 2]
+            raise ValueError(f"offsets must not decrease; got {first[0]} before {first[1]}")
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]], dtype=np.int64) -> Ragged:

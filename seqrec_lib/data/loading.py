@@ -60,8 +60,10 @@ def cache_dir() -> Path:
     """Where downloads and parsed forms are kept."""
     if folder := os.environ.get("SEQREC_CACHE"):
         return Path(folder)
-    import pooch
-
+    try:
+        import pooch
+    except ImportError:  # it only downloads: data that is there needs none
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "seqrec_lib")
     return Path(pooch.os_cache("seqrec_lib"))
 
 
@@ -136,7 +138,10 @@ def _fetch(file: DataFile) -> Path:
     Raises:
         OSError: no address gave the right file; the message says what each one gave.
     """
-    import pooch
+    try:
+        import pooch
+    except ImportError:
+        raise OSError(f"{file.path}: downloading needs pooch (pip install pooch)") from None
 
     target, problems = cache_dir() / file.path, []
     for url in file.urls:

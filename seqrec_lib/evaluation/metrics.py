@@ -126,7 +126,11 @@ class Metrics(dict):
         groups = np.asarray(groups)
         if groups.shape != self.above.shape:
             raise ValueError(f"{groups.shape} labels for {self.num_users} users: one each, please")
-        return {label.item(): self.select(groups == label) for label in np.unique(groups)}
+        labels = np.unique(groups)  # of Python's own kinds, where there is one
+        return {
+            label.item() if isinstance(label, np.generic) else label: self.select(groups == label)
+            for label in labels
+        }
 
     def __repr__(self) -> str:
         seen = "seen items filtered" if self.filter_seen else "all items ranked"

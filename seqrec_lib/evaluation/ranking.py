@@ -68,7 +68,8 @@ def evaluate(
 
     Raises:
         ValueError: a score is NaN (the message names the user), the model knows another
-            number of items than the split, or the part is empty.
+            number of items than the split or scores another, the part is empty, or ``sampled``
+            is no number of items.
         TypeError: the model has none of the methods above.
     """
     neural = isinstance(model, nn.Module) and hasattr(model, "readout")
@@ -128,7 +129,14 @@ def _score_chunks(
     order = np.argsort(-histories.lengths, kind="stable")
     if hasattr(model, "score_histories"):
         for rows in _every(order, _users_at_once(model.num_items)):
-            yield rows, torch.as_tensor(model.score_histories(histories.select(rows)))[:, 1:]
+            scores = torch.as_tensor(model.score_histories(histories.select(rows)))
+            if scores.shape != (len(rows), model.num_items + 1):
+                raise ValueError(
+                    f"score_histories gave scores of shape {tuple(scores.shape)} for {len(rows)} "
+                    f"histories; they must be {(len(rows), model.num_items + 1)}: a column for "
+                    "each item by its number, and column 0 for padding"
+                )
+            yield rows, scores[:, 1:]
         return
     table, bias = model.readout()
     at_once = _users_at_once(model.num_items, table.device.type)
@@ -187,6 +195,8 @@ class _Negatives:
     def __init__(self, size: int, by: str, split: Split, seed: int):
         if by not in ("uniform", "popularity"):
             raise ValueError(f"sampled_by must be 'uniform' or 'popularity', got {by!r}")
+        if size < 1:
+            raise ValueError(f"sampled must be at least 1, got {size}; None ranks all items")
         counts = split.train.item_counts[1:]
         self.size, self.rng = size, np.random.default_rng(seed)
         self.rate = (counts if by == "popularity" else np.ones_like(counts)).astype(np.float32)

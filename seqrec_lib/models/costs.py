@@ -64,6 +64,8 @@ def costs(
     """
     import pandas as pd
 
+    if model not in MODELS:
+        raise ValueError(f"no model is called {model!r}; there are: {', '.join(MODELS)}")
     kind, where = MODELS[model], pick_device(device)
     if attention is None:
         attention = [n for n, w in WEIGHTINGS.items() if kind.gaussian or not w.gaussian]

@@ -69,8 +69,18 @@ class SequentialModel(nn.Module):
         for layer, block in enumerate(self.blocks):
             weighting = make_weighting(attention)
             weighting.build(layer, self.num_heads, self.max_len)
-            block.attention.weighting = weighting.to(next(self.parameters()).device)
+            block.attention.weighting = weighting.to(next(self.parameters()))
         self.config["attention"] = describe_weighting(attention)
+
+    def departures(self) -> dict[str, Any]:
+        """What interventions have changed beyond :attr:`config`, as plain data; empty for none."""
+        found = {"reading": repr(self.encode)} if "encode" in vars(self) else {}
+        for layer, block in enumerate(self.blocks):
+            if block.attention.weighting.name == "intervened":
+                found[f"weighting {layer}"] = block.attention.weighting.describe()
+            if block.residual_scale != 1:
+                found[f"residual {layer}"] = block.residual_scale
+        return found
 
     @classmethod
     def check_weighting(cls, attention: str | dict[str, Any] | Weighting) -> None:

@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import atomic_path
+from ..files import atomic_path, plain
 from .loose import LooseUniformAttention
-from .sasrec import SASRec, SequentialModel
+from .sasrec import SASRec, SequentialModel, seeded
 from .stosa import STOSA
 from .weighting import WEIGHTINGS, Uniform, Weighting, describe_weighting, make_weighting
 
@@ -42,17 +42,14 @@ def save(model: SequentialModel, path: str | os.PathLike) -> None:
         )
     _check_configured(model)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-    header = {"model": name, "config": json.dumps(model.config)}
+    header = {"model": name, "config": json.dumps(model.config, default=plain)}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=header)
 
 
 def _check_configured(model: SequentialModel) -> None:
     """Raise ValueError where the model is not what :func:`load` would make of its configuration."""
-    if "encode" in vars(model) or any(
-        block.residual_scale != 1 or block.attention.weighting.name == "intervened"
-        for block in model.blocks
-    ):
+    if model.departures():
         raise ValueError(
             "cannot save a model under an intervention: load would make it without; "
             "save it outside the `with intervene(..)`"
@@ -94,6 +91,7 @@ def load(
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        dtype = next((x.dtype for x in state.values() if x.is_floating_point()), None)
         kind, config = MODELS[header["model"]], json.loads(header["config"])
         name = _name(config["attention"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -106,7 +104,8 @@ def load(
             "library's; pass an instance of its class: load(path, attention=...)"
         )
     try:
-        model = kind(**config)
+        with seeded(0):  # initial values are drawn, and overwritten
+            model = kind(**config).to(dtype)
         model.load_state_dict(state)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(

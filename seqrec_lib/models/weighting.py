@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -268,6 +269,8 @@ class Refined(Weighting):
     ):
         if reading not in ("scores", "weights"):
             raise ValueError(f"reading must be 'scores' or 'weights', not {reading!r}")
+        if width is not None and width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
         super().__init__(reading=reading, width=width, threshold=threshold)
         self.reading, self.width, self.threshold = reading, width, threshold
 
@@ -420,6 +423,11 @@ def make_weighting(spec: str | dict[str, Any] | Weighting) -> Weighting:
     """
     if isinstance(spec, Weighting):
         return copy.deepcopy(spec)
+    if not isinstance(spec, str | Mapping):
+        raise ValueError(
+            f"a weighting is a name, a name with settings or an object, not {spec!r}; "
+            f"there are: {', '.join(WEIGHTINGS)}"
+        )
     settings = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = settings.pop("name", None)
     if name not in WEIGHTINGS:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..files import atomic_path
+from ..files import atomic_path, plain
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -20,7 +20,11 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 def save_checkpoint(path: str | os.PathLike, identity: dict[str, Any], **state: Any) -> None:
     """Write tensors and plain data, atomically. ``identity`` says which run this is."""
     with atomic_path(path) as temporary:
-        torch.save({"identity": json.dumps(identity, sort_keys=True), **state}, temporary)
+        torch.save({"identity": _text(identity), **state}, temporary)
+
+
+def _text(identity: dict[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, default=plain)
 
 
 def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -31,7 +35,7 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
     Raises:
         ValueError: the file belongs to a run with other settings; they are named.
     """
-    path = Path(path)
+    path, mine = Path(path), json.loads(_text(identity))  # what cannot be kept fails now, not later
     if not path.exists():
         return None
     file = io.BytesIO(path.read_bytes())
@@ -51,7 +55,6 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
             stacklevel=3,
         )
         return None
-    mine = json.loads(json.dumps(identity))
     differing = [
         f"{key}: {theirs.get(key)!r} there, {mine.get(key)!r} here"
         for key in sorted(mine.keys() | theirs.keys())

@@ -161,10 +161,13 @@ class Recipe:
         settings = asdict(self)
         for free in ("device", "patience", *(["epochs"] if self.schedule == "constant" else [])):
             del settings[free]  # a run may go on elsewhere, or longer
+        data, asked = split.train.sequences, split.validation
+        arrays = (data.values, data.offsets, asked.histories.values, asked.targets)
         return {
             "model": type(model).__name__, **getattr(model, "config", {}), **settings,
             "users": split.train.num_users, "interactions": split.train.num_interactions,
-            "data": zlib.crc32(split.train.sequences.values.tobytes()),
+            "data": [zlib.crc32(array.tobytes()) for array in arrays],
+            "interventions": getattr(model, "departures", dict)(),
         }  # fmt: skip
 
 

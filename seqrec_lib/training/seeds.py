@@ -58,8 +58,9 @@ def fit_seeds(
         the histories; ``seconds`` of an epoch is each model's share of it.
 
     Raises:
-        ValueError: the models differ in their configuration or share parameters between their
-            modules, or there are not as many seeds as models; or as :func:`fit`.
+        ValueError: the models differ in their configuration or in interventions, read with
+            positions exchanged, or share parameters between their modules, or there are not as
+            many seeds as models; or as :func:`fit`.
         TrainingDiverged: a loss is no longer finite; seed, epoch and step are named. All models
             hold their best earlier state.
     """
@@ -68,6 +69,11 @@ def fit_seeds(
     configs = [getattr(model, "config", {}) for model in models]
     if any(config != configs[0] for config in configs):
         raise ValueError("only models of one configuration can be trained as one")
+    changed = [getattr(model, "departures", dict)() for model in models]
+    if any(own != changed[0] for own in changed):
+        raise ValueError("only models under the same interventions can be trained as one")
+    if "reading" in changed[0]:
+        raise ValueError(f"models that read {changed[0]['reading']} cannot be trained as one")
     if len([*models[0].named_parameters(remove_duplicate=False)]) > len([*models[0].parameters()]):
         raise ValueError("models that use a parameter twice cannot be trained as one")
     recipe = Recipe(**{**_DEFAULTS, "loss": loss, **options})
