@@ -817,3 +817,20 @@ def test_a_try_differs_from_the_study_s_own_run_in_one_setting():
     for run in tries:
         differing = [name for name, value in run.config.items() if own[run.dataset][name] != value]
         assert len(differing) == 1, (run.key, differing)
+
+
+def test_the_study_needs_neither_a_notebook_nor_what_downloads(tmp_path):
+    """On a machine that is lent for minutes there is torch, and no time to install."""
+    code = """
+import runpy, sys
+for name in "IPython ipykernel ipywidgets nbformat nbclient myst_nb pooch dask distributed".split():
+    sys.modules[name] = None
+sys.argv[1:] = ["study", "run", "--grid", "quick", "--only", "dataset=world-markov",
+                "--only", "model=markov", "--results", "records", "--scratch", "runs"]
+runpy.run_module("seqrec_lib", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "records").rglob("*.json")]) == 1
