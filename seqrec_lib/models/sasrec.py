@@ -75,11 +75,11 @@ class SequentialModel(nn.Module):
     def departures(self) -> dict[str, Any]:
         """What interventions have changed beyond :attr:`config`, as plain data; empty for none."""
         found = {"reading": repr(self.encode)} if "encode" in vars(self) else {}
-        for layer, block in enumerate(self.blocks):
-            if block.attention.weighting.name == "intervened":
-                found[f"weighting {layer}"] = block.attention.weighting.describe()
-            if block.residual_scale != 1:
-                found[f"residual {layer}"] = block.residual_scale
+        for name, module in self.named_modules():  # of any model, a reader's own, too
+            if getattr(module, "name", None) == "intervened":
+                found[name] = module.describe()
+            if (scale := getattr(module, "residual_scale", 1)) != 1:
+                found[f"{name}.residual_scale"] = scale
         return found
 
     @classmethod
