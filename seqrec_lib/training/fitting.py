@@ -161,8 +161,9 @@ class Recipe:
         settings = asdict(self)
         for free in ("device", "patience", *(["epochs"] if self.schedule == "constant" else [])):
             del settings[free]  # a run may go on elsewhere, or longer
-        data, asked = split.train.sequences, split.validation
-        arrays = (data.values, data.offsets, asked.histories.values, asked.targets)
+        asked = split.validation
+        logs = (split.train.sequences, asked.histories)
+        arrays = (*(part for log in logs for part in (log.values, log.offsets)), asked.targets)
         return {
             "model": type(model).__name__, **getattr(model, "config", {}), **settings,
             "users": split.train.num_users, "interactions": split.train.num_interactions,
