@@ -318,6 +318,24 @@ def test_some_heads_where_autocast_makes_softmax_of_float32(monkeypatch):
         assert m(ITEMS)[ITEMS > 0][:, 1:].isfinite().all()
 
 
+def test_a_model_tells_what_was_done_to_it():
+    m, swap = model(), sr.SwapPositions(-1, -2)
+    assert m.departures() == {}
+    with (
+        sr.intervene(m, "uniform", layers=1, heads=0),
+        sr.intervene(m, squared, layers=1),  # acts on what the other made
+        sr.intervene(m, sr.ScaleResidual(0.5), layers=0),
+        sr.intervene(m, swap),
+    ):
+        assert m.departures() == {
+            "reading": "SwapPositions(a=-1, b=-2)",
+            "blocks.0.residual_scale": 0.5,
+            "blocks.1.attention.weighting": ["squared", None],
+            "blocks.1.attention.weighting.original": ["uniform", [0]],
+        }
+    assert m.departures() == {}
+
+
 def test_a_weighting_on_another_device_is_refused():
     away = RefinedAdditive().build(0, 2, 7).to("meta")
     with (

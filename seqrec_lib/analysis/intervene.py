@@ -102,14 +102,11 @@ class _Intervened(Weighting):
         return changed or (not self.replaces and self.original.uses_scores)
 
     def describe(self) -> list:
-        """What works here, as plain data: the change, its heads, and what it stands in for."""
-        change, before = self.change, self.original
-        if isinstance(change, Weighting):
-            words = describe_weighting(change)
-        else:  # a function's repr would tell where it lies in memory
-            words = getattr(change, "__qualname__", repr(change))
-        nested = isinstance(before, _Intervened)
-        return [words, self.heads, before.describe() if nested else describe_weighting(before)]
+        """The change and its heads, as plain data."""
+        if isinstance(self.change, Weighting):
+            return [describe_weighting(self.change), self.heads]
+        # A function's repr would tell where it lies in memory.
+        return [getattr(self.change, "__qualname__", repr(self.change)), self.heads]
 
     def forward(self, scores, allowed):
         if self.replaces:
