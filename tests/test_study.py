@@ -22,6 +22,7 @@ from seqrec_lib import plotting
 from seqrec_lib.__main__ import main
 from seqrec_lib.study import grid as grids
 from seqrec_lib.study import records, runner, tables
+from seqrec_lib.study.comparison import chosen
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
 from seqrec_lib.study.runner import run_grid, run_one
@@ -817,6 +818,20 @@ def test_a_try_differs_from_the_study_s_own_run_in_one_setting():
     for run in tries:
         differing = [name for name, value in run.config.items() if own[run.dataset][name] != value]
         assert len(differing) == 1, (run.key, differing)
+
+
+def test_what_a_weighting_chose_for_itself_is_planned_with_all_seeds():
+    """One seed of each candidate makes the choice; a grid that stops there has not followed it."""
+    runs = load_grid("main")
+    candidates = {"main", "slower"} | {r.variant for r in runs if r.variant.startswith("dropout-")}
+    table = chosen(sorted(candidates), dataset=["beauty", "ml-1m"], split="leave-one-out",
+                   model="sasrec", loss="ce",
+                   attention=["softmax", "uniform", "awrsr-additive", "positional"])  # fmt: skip
+    assert len(table) == 8
+    for (dataset, split, model, attention, loss), row in table.iterrows():
+        axes = (dataset, split, model, attention, loss, row["variant"])
+        planned = {r.seed for r in runs if tuple(r.axes[name] for name in tables.SETTING) == axes}
+        assert planned == set(range(5)), f"{axes} was chosen; main.toml must plan all its seeds"
 
 
 def test_the_study_needs_neither_a_notebook_nor_what_downloads(tmp_path):
