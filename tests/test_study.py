@@ -425,6 +425,16 @@ def test_cost_grows_with_what_is_computed():
     assert 1e12 < ml_1m < 2.5e12  # a SASRec of width 64: one to two million million
 
 
+def test_what_refinement_adds_to_the_cost_is_what_it_adds_to_the_operations():
+    kinds = ["softmax", "awrsr-value", "awrsr-additive"]
+    world = {"data": {"num_users": 80, "num_items": 200, "length": 60}, "max_len": 60, "dim": 32}
+    runs = load_grid(with_runs({"attentions": kinds, "seeds": [0], **world}))
+    estimated = np.array([runner.operations(run) for run in runs])
+    counted = sr.costs(kinds, 60, 200, dim=32, seconds=0, device="cpu")["gflop"].to_numpy()
+    assert estimated / estimated[0] == pytest.approx(counted / counted[0], rel=0.1)
+    assert counted[2] > 1.5 * counted[0]  # or the test could not tell
+
+
 def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
     called = []
     for name in ("init", "reset_peak_memory_stats"):

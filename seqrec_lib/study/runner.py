@@ -348,8 +348,9 @@ def operations(run: Run) -> float:
     length = min(events / users, config["max_len"])
     width = config["dim"]
     scored = items if run.loss == "ce" else 1 + config["negatives"]
-    maps = 5 if run.attention.startswith("awrsr") else 2  # products with an L x L map
-    block = 6 * width**2 + maps * length * width
+    block = 6 * width**2 + 2 * length * width
+    if run.attention.startswith("awrsr"):  # its tokens are rows of the map, its width is max_len
+        block += 3 * length * config["max_len"] + 2 * length**2
     return 6 * positions * (scored * width + config["num_blocks"] * block)
 
 
