@@ -11,9 +11,10 @@ import click
 from .data import DATASETS
 from .device import device as pick_device
 from .study.grid import AXES, GRIDS, NEURAL, Run, load_grid, select
+from .study.progress import duration, estimate
 from .study.records import Store
 from .study.records import results as read_results
-from .study.runner import duration, estimate, run_grid
+from .study.runner import run_grid
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,7 +146,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
 
     Interrupt it whenever you like; the same command goes on. A run that fails is reported at the
     end and keeps no other from being done. Several such commands may share the folders of
-    results and scratch.
+    results and scratch. On a terminal a bar shows how far it is; elsewhere `status` tells.
 
     On a GPU, all seeds of a setting are trained at once; some jobs beside each other keep it
     busy. Where it is lent for minutes, do the study in pieces, with the same line again and
@@ -200,7 +201,8 @@ def status(grid, only, results, scratch) -> None:
             why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()[-1]
             click.echo(f"failed: {run}  {why}")
     left = estimate([run for run in runs if states[run] != "done"], store)
-    click.echo(f"about {duration(sum(left.values()))} left, one run at a time")
+    seconds = sum(each.seconds for each in left.values())
+    click.echo(f"about {duration(seconds)} left, one run at a time")
 
 
 @study.command()
@@ -330,8 +332,8 @@ def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
     todo = [run for run in runs if store.state(run) != "done"]
     cost = estimate(todo, store, device)
     for run in todo:
-        click.echo(f"{duration(cost[run]):>8}  {run}")
-    total = duration(sum(cost.values()) / jobs)
+        click.echo(f"{duration(cost[run].seconds):>8}  {run}")
+    total = duration(sum(each.seconds for each in cost.values()) / jobs)
     click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} with {jobs} at a time")
 
 

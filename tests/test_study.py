@@ -21,7 +21,7 @@ import seqrec_lib as sr
 from seqrec_lib import plotting
 from seqrec_lib.__main__ import main
 from seqrec_lib.study import grid as grids
-from seqrec_lib.study import records, runner, tables
+from seqrec_lib.study import progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
@@ -419,7 +419,9 @@ def test_cost_grows_with_what_is_computed():
         {"datasets": ["ml-1m"], "attentions": ["softmax", "awrsr-additive"], "max_len": 200},
         {"datasets": ["ml-1m"], "max_len": 200, "num_blocks": 3, "variant": "deep"},
     ]
-    costs = [runner.operations(run) for run in load_grid(with_runs(*blocks, seeds=[0], config={}))]
+    costs = [
+        progress.operations(run) for run in load_grid(with_runs(*blocks, seeds=[0], config={}))
+    ]
     bce, beauty, ml_1m, refined, deep = costs
     assert bce < beauty < ml_1m < min(refined, deep)
     assert 1e12 < ml_1m < 2.5e12  # a SASRec of width 64: one to two million million
@@ -429,7 +431,7 @@ def test_what_refinement_adds_to_the_cost_is_what_it_adds_to_the_operations():
     kinds = ["softmax", "awrsr-value", "awrsr-additive"]
     world = {"data": {"num_users": 80, "num_items": 200, "length": 60}, "max_len": 60, "dim": 32}
     runs = load_grid(with_runs({"attentions": kinds, "seeds": [0], **world}))
-    estimated = np.array([runner.operations(run) for run in runs])
+    estimated = np.array([progress.operations(run) for run in runs])
     counted = sr.costs(kinds, 60, 200, dim=32, seconds=0, device="cpu")["gflop"].to_numpy()
     assert estimated / estimated[0] == pytest.approx(counted / counted[0], rel=0.1)
     assert counted[2] > 1.5 * counted[0]  # or the test could not tell

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import runner, tables
+from seqrec_lib.study import progress, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
 from seqrec_lib.study.grid import Run, load_grid
+from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
 from seqrec_lib.training import TrainingDiverged
@@ -79,7 +80,9 @@ def test_a_full_disk_ends_no_study_without_a_report(tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_thought_to_cost_nothing_ends_like_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "estimate", lambda runs, *_: dict.fromkeys(runs, 0.0))
+    monkeypatch.setattr(
+        runner, "estimate", lambda runs, *_: dict.fromkeys(runs, Expected(0.0, 1.0))
+    )
     assert len(do(tmp_path, grid()).done) == 3
 
 
@@ -92,8 +95,8 @@ def test_the_time_left_is_that_of_the_same_split():
     took = {"leave-one-out": 100.0, "leave-one-out-refit": 10.0}
     records = [{**run.axes, "config": dict(run.config), "device": "cpu: x", "epochs": 2,
                 "seconds": took[run.split]} for run in done]  # fmt: skip
-    cost = runner.estimate(todo, records, "cpu")
-    assert {run.split: cost[run] for run in todo} == pytest.approx(took)
+    cost = progress.estimate(todo, records, "cpu")
+    assert {run.split: cost[run].seconds for run in todo} == pytest.approx(took)
 
 
 # ---- several seeds at once -------------------------------------------------------------------
@@ -265,7 +268,7 @@ def test_a_figure_that_cannot_be_written_is_said_in_words(small, tmp_path):
 def test_status_tells_what_failed_and_what_is_under_way(tmp_path):
     run, other = load_grid("quick")[-2:]
     runner._failed(tmp_path, run).write_text("Traceback ...\nMemoryError: too much\n")
-    runner._marker(tmp_path, other).write_text('{"epoch": 3}')
+    runner.marker(tmp_path, other).write_text('{"epoch": 3}')
     said = call("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
     assert f"failed: {run}  MemoryError: too much" in said
     assert f"begun: {other}" in said and '{"epoch": 3}' in said

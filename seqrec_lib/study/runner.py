@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -37,7 +36,7 @@ import torch
 from ..analysis.intervene import intervene
 from ..analysis.refinement import refinement_by_position
 from ..analysis.statistics import attention_statistics
-from ..data import DATASETS, Interactions, load_dataset, worlds
+from ..data import Interactions, load_dataset, worlds
 from ..data.splits import Split
 from ..device import device as pick_device
 from ..evaluation import Metrics, evaluate
@@ -45,10 +44,11 @@ from ..files import atomic_path
 from ..models import save
 from ..models.weighting import Refined
 from ..training import TrainingDiverged, fit, fit_seeds
-from .grid import AXES, BASELINES, NEURAL, SPLITS, WORLD, Run, arguments
+from .grid import BASELINES, NEURAL, SPLITS, WORLD, Run, arguments
+from .progress import Progress, duration, estimate, marker
 from .records import Store, rounded, writable_dir
 
-__all__ = ["Outcome", "Report", "code_version", "operations", "run_grid", "run_one"]
+__all__ = ["Outcome", "Report", "code_version", "run_grid", "run_one"]
 
 #: Lower ends of the groups of test users by the length of their history.
 LENGTHS = (1, 5, 10, 20, 50, 100, 200)
@@ -56,8 +56,6 @@ LENGTHS = (1, 5, 10, 20, 50, 100, 200)
 RECENT = 15
 #: Weightings put into the trained model, to see what it is worth with them.
 SWAPS = ("uniform", "last")
-#: Multiplications and additions a second that one core may be expected to do in training.
-RATE = 2.5e10
 
 #: Runs that are done together.
 Job = tuple[Run, ...]
@@ -327,65 +325,6 @@ def _peak_memory(where: torch.device) -> float:
     return peak / 2 ** (20 if platform.system() == "Darwin" else 10)
 
 
-# ---- cost --------------------------------------------------------------------------------
-
-
-def operations(run: Run) -> float:
-    """Multiplications and additions of one epoch, from the published size of the data."""
-    config = run.config
-    if run.model in BASELINES:
-        return 0.0
-    if run.dataset.startswith(WORLD):
-        world = getattr(worlds, run.dataset.removeprefix(WORLD))
-        sizes = {name: p.default for name, p in inspect.signature(world).parameters.items()}
-        sizes |= config["data"]
-        users, items, events = sizes["num_users"], sizes["num_items"], sizes["length"]
-        events *= users
-    else:
-        sizes = DATASETS[run.dataset].statistics
-        users, items, events = sizes["users"], sizes["items"], sizes["interactions"]
-    positions = min(events, users * config["max_len"])
-    length = min(events / users, config["max_len"])
-    width = config["dim"]
-    scored = items if run.loss == "ce" else 1 + config["negatives"]
-    block = 6 * width**2 + 2 * length * width
-    if run.attention.startswith("awrsr"):  # its tokens are rows of the map, its width is max_len
-        block += 3 * length * config["max_len"] + 2 * length**2
-    return 6 * positions * (scored * width + config["num_blocks"] * block)
-
-
-def estimate(runs: Iterable[Run], store: Store, device: str = "auto") -> dict[Run, float]:
-    """Seconds that each run may take.
-
-    Seconds an operation, and the share of its epochs that it needs, are those of the records
-    nearest to it: of its data set, split, model and weighting, else of fewer of these. Of other
-    data only the pace counts, and half the epochs are expected; without a record made on such a
-    device, a core does ``RATE``.
-    """
-    where, known = pick_device(device).type, {}
-    for record in store:
-        if record["model"] in NEURAL and record["device"].startswith(where):
-            run = Run(**{name: record[name] for name in AXES}, config=record["config"])
-            pace = record["seconds"] / (operations(run) * record["epochs"])
-            share = record["epochs"] / run.config["epochs"]
-            for near in _near(run):
-                known.setdefault(near, []).append((pace, share if near else 0.5))
-
-    def seconds(run: Run) -> float:
-        if run.model in BASELINES:
-            return 1.0
-        seen = next((known[near] for near in _near(run) if near in known), [(1 / RATE, 0.5)])
-        pace, share = np.median(seen, axis=0)
-        return float(operations(run) * pace * share * run.config["epochs"])
-
-    return {run: seconds(run) for run in runs}
-
-
-def _near(run: Run) -> tuple[tuple[str, ...], ...]:
-    one = (run.dataset, run.split, run.model)
-    return (*one, run.attention), one, (run.dataset, run.model), ()
-
-
 # ---- many runs ---------------------------------------------------------------------------
 
 
@@ -445,12 +384,13 @@ def run_grid(
     if seeds_at_once is None:
         seeds_at_once = pick_device(device).type == "cuda"
     jobs_todo = _jobs(todo, scratch) if seeds_at_once else [(run,) for run in todo]
-    before = set(report.skipped)
-    left = estimate((run for job in jobs_todo for run in job if run not in before), store, device)
-    total = len(left)
+    done = set(report.skipped)  # of which some are trained again with the other seeds of a job
+    expected = estimate((run for job in jobs_todo for run in job if run not in done), store, device)
+    longest = max((each.seconds for each in expected.values()), default=0.0)
+    together = sum(each.seconds for each in expected.values()) / jobs
     say(
-        f"{total} runs to do, {len(before)} done before; "
-        f"about {duration(max([sum(left.values()) / jobs, *left.values()]))}"
+        f"{len(expected)} runs to do, {len(done)} done before; "
+        f"about {duration(max(together, longest))}"
     )
     work = partial(
         _perform,
@@ -463,29 +403,25 @@ def run_grid(
         master=os.getpid(),
         deadline=time.time() + 60 * time_limit if time_limit is not None else math.inf,
     )
-    start, expected, pace = time.perf_counter(), 0.0, 1 / jobs
-    for outcome in _spread(work, jobs_todo, jobs, backend, scratch):
-        run = outcome.run
-        if run in before:  # one of several seeds that were cut while their records were written
-            continue
-        cost = left.pop(run)
-        if outcome.status == "cut":
-            report.cut.append(run)
-            continue
-        # What is left, at the pace so far; what only counts, or was not done here, tells no pace.
-        if outcome.status == "done" and run.model in NEURAL and cost > 0:
-            expected += cost
-            pace = (time.perf_counter() - start) / expected
-        ahead = f"[{total - len(left)}/{total}, {duration(sum(left.values()) * pace)} left]"
-        if outcome.status == "done":
-            report.done.append(run)
-            say(f"{ahead} {run}: {_summary(outcome.record)}")
-        elif outcome.status == "busy":
-            report.busy.append(run)
-            say(f"{ahead} {run}: another process is at it")
-        else:
-            report.failed[run] = outcome.detail
-            say(f"{ahead} {run}: FAILED: {outcome.detail.strip().splitlines()[-1]}")
+    with Progress(expected, scratch, jobs, say) as progress:
+        for outcome in _spread(work, jobs_todo, jobs, backend, scratch):
+            run = outcome.run
+            if run in done:  # of seeds that were cut while their records were written
+                continue
+            if outcome.status == "cut":
+                report.cut.append(run)
+                continue
+            progress.ended(run, here=outcome.status == "done")
+            if outcome.status == "done":
+                report.done.append(run)
+                how = _summary(outcome.record)
+            elif outcome.status == "busy":
+                report.busy.append(run)
+                how = "another process is at it"
+            else:
+                report.failed[run] = outcome.detail
+                how = f"FAILED: {outcome.detail.strip().splitlines()[-1]}"
+            progress.say(f"[{progress}] {run}: {how}")
     return report
 
 
@@ -568,7 +504,7 @@ def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> It
                 yield from outcomes
         except BrokenProcessPool:
             # One of the jobs under way did it: they are tried again at the end, one by one.
-            begun = [key for key in left if _marker(scratch, left[key][0]).exists()]
+            begun = [key for key in left if marker(scratch, left[key][0]).exists()]
             suspects += [left.pop(key) for key in begun or list(left)]
     for job in suspects:
         try:
@@ -608,7 +544,7 @@ def _perform(
     def on_epoch(which: int, entry: dict[str, float]) -> None:
         if child and os.getppid() != master:
             raise KeyboardInterrupt("the command that started this run is gone")
-        _marker(scratch, job[which]).write_text(json.dumps(entry))
+        marker(scratch, job[which]).write_text(json.dumps(entry))
         if time.time() > deadline:
             raise OutOfTime
 
@@ -624,7 +560,7 @@ def _perform(
             missing = [run for run in job if store.state(run) != "done"]
             if missing:
                 for run in missing:
-                    _marker(scratch, run).write_text("{}")
+                    marker(scratch, run).write_text("{}")
                 _forget_other_settings(checkpoint, job[0])
                 here = {"checkpoint": checkpoint, "on_epoch": on_epoch}
                 there = set(job) - set(missing)
@@ -639,7 +575,7 @@ def _perform(
                 _settings(path).unlink(missing_ok=True)
             for run in job:
                 _failed(scratch, run).unlink(missing_ok=True)
-                _marker(scratch, run).unlink(missing_ok=True)
+                marker(scratch, run).unlink(missing_ok=True)
             return [Outcome(run, "done", record=store.read(run)) for run in job]
     except Timeout:
         return _all(job, "busy")
@@ -649,7 +585,7 @@ def _perform(
         detail = traceback.format_exc()
         with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
             for run in job:
-                _marker(scratch, run).unlink(missing_ok=True)
+                marker(scratch, run).unlink(missing_ok=True)
                 _failed(scratch, run).write_text(detail)
             if len(job) > 1 and isinstance(error, TrainingDiverged):  # as it would again
                 checkpoint.unlink(missing_ok=True)
@@ -662,11 +598,6 @@ def _perform(
 
 def _all(job: Job, status: str, detail: str = "") -> list[Outcome]:
     return [Outcome(run, status, detail) for run in job]
-
-
-def _marker(scratch: Path, run: Run) -> Path:
-    """A file that is there while a run is under way; it holds its last epoch."""
-    return scratch / f"{run.key}.running"
 
 
 def _failed(scratch: Path, run: Run) -> Path:
@@ -694,10 +625,3 @@ def _forget_other_settings(checkpoint: Path, run: Run) -> None:
         checkpoint.unlink()
     with atomic_path(_settings(checkpoint)) as temporary:
         temporary.write_text(_text(run))
-
-
-def duration(seconds: float) -> str:
-    """ "40 s", "12 min" or "3.5 h"."""
-    if seconds < 99:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
