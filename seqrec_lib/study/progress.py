@@ -172,7 +172,7 @@ class Progress:
             self.bar.total, self.bar.n = max(self._seconds(), 1e-9), self.done()
             told = [str(self), *under_way[:1]]
             if len(under_way) > 1:
-                told.append(f"{len(under_way) - 1} more under way")
+                told.append(f"{len(under_way) - 1} more begun")
             self.bar.set_description_str("; ".join(told))
 
     def done(self) -> float:
