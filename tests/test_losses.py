@@ -248,3 +248,29 @@ def test_bfloat16_products_err_by_no_more_than_their_eight_bits_allow():
         # a product of bfloat16s carries 2^-8 of each factor
         assert 0 < (gradient - other).norm() < 0.03 * other.norm()
         assert F.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) > 0.999
+
+
+# ---- where a step is taken -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["ce", "bpr"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        (kind, name)
+        for kind in (sr.SASRec, sr.STOSA)
+        for name, weighting in sr.WEIGHTINGS.items()
+        if kind.gaussian or not weighting.gaussian
+    ],
+)
+def test_all_of_a_step_is_on_the_device_of_its_model(kind, attention, loss, monkeypatch):
+    """On "meta", which holds no numbers, a tensor left on the CPU is an error, as on a GPU."""
+    monkeypatch.setattr(kind, "check_items", lambda *_: None)  # needs the numbers
+    model = kind(50, max_len=8, dim=8, attention=attention, seed=0).to("meta").train()
+    encoded = model.encode(torch.ones(4, 8, dtype=torch.int64, device="meta"))
+    flat = [part.flatten(0, 1) for part in (encoded if kind.gaussian else [encoded])]
+    targets = torch.ones(32, dtype=torch.int64, device="meta")
+    negatives = None if loss == "ce" else targets[:, None]
+    LOSSES[loss](model, tuple(flat) if kind.gaussian else flat[0], targets, negatives).backward()
+    assert model.items.weight.grad.device.type == "meta"
+    assert model.score(encoded).device.type == "meta"

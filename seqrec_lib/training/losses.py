@@ -105,7 +105,7 @@ def chunked_cross_entropy(
     kind = table.device.type
     if chunk is None:
         chunk = 512 if kind == "cpu" else max(512, 2**26 // len(table))
-    mixed = torch.is_autocast_enabled(kind)
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else table.dtype
     return _ChunkedCrossEntropy.apply(queries, table, targets, bias, chunk, dtype)
 
@@ -114,7 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, queries, table, targets, bias, chunk, dtype):
         wanted = any(ctx.needs_input_grad)
-        with torch.autocast(table.device.type, enabled=False):
+        with full_precision(table.device):
             q, e = queries.to(dtype), table.to(dtype)
             n = len(targets)
             if dtype != table.dtype:
@@ -147,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 d_queries = d_queries[:n].to(queries.dtype) - e[targets].to(queries.dtype)
                 d_table.index_add_(0, targets, queries.to(table.dtype), alpha=-1)
                 if d_bias is not None:
-                    d_bias -= torch.bincount(targets, minlength=len(table)).to(d_bias.dtype)
+                    d_bias.index_add_(0, targets, d_bias.new_full((), -1).expand(n))
         ctx.save_for_backward(d_queries, d_table, d_bias)
         ctx.count = n
         return torch.stack(losses).sum() / ctx.count
