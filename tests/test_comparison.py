@@ -16,6 +16,7 @@ from seqrec_lib.study.comparison import (
     epochs_to,
     gains,
     holm,
+    largest_rise,
     published_gains,
     relative_difference,
 )
@@ -235,6 +236,20 @@ def test_epochs_are_counted_to_one_goal_for_all(root):
     never = higher.loc["softmax"]  # one seed does not get there, however long one waits
     assert never["reached"] == 3 and never["most"] == np.inf and np.isfinite(never["fewest"])
     assert epochs_to(table, reference="uniform").empty
+
+
+def test_a_rise_of_the_loss_counts_on_the_way_down_alone():
+    curves = [
+        {"loss": [4.0, 5.0, 2.0, 2.5, 1.0, 3.0]},  # by a quarter; the last rise comes too late
+        {"loss": [4.0, 3.0, 2.0, 1.0, 2.0]},
+        {"loss": [2.0]},
+        {},
+    ]
+    table = pd.DataFrame({"curve": curves}, index=[3, 1, 7, 5])
+    found = largest_rise(table)
+    assert found.to_dict() == {3: 0.25, 1: 0, 7: 0, 5: 0}
+    assert largest_rise(table, share=1.0).to_dict() == {3: 2.0, 1: 1.0, 7: 0, 5: 0}
+    assert largest_rise(table[:0]).empty
 
 
 def test_each_weighting_chooses_on_validation(root):

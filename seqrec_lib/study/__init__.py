@@ -7,6 +7,7 @@ from .comparison import (
     epochs_to,
     gains,
     holm,
+    largest_rise,
     published_gains,
     relative_difference,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "gains",
     "histories",
     "holm",
+    "largest_rise",
     "load_grid",
     "missing",
     "paired",

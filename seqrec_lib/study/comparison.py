@@ -39,6 +39,7 @@ __all__ = [
     "epochs_to",
     "gains",
     "holm",
+    "largest_rise",
     "published_gains",
     "relative_difference",
 ]
@@ -215,6 +216,28 @@ def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softma
             })  # fmt: skip
     columns = [*by, "attention", "goal", "seeds", "reached", "mean", "fewest", "most"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def largest_rise(table: pd.DataFrame, share: float = 0.5) -> pd.Series:
+    """By which share of itself a training loss rose at most, from one epoch to the next.
+
+    Looked for in the first ``share`` of the epochs: at the bottom every loss trembles a little, and
+    a training that does not settle shows it on the way down.
+
+    Args:
+        table: records, as from :func:`results`.
+
+    Returns:
+        a number for each run, by the index of ``table``; 0 where the loss never rose.
+    """
+    import pandas as pd
+
+    def rise(curve: Mapping[str, Sequence[float]]) -> float:
+        losses = np.asarray(curve.get("loss", []), dtype=float)
+        losses = losses[: math.ceil(share * len(losses))]
+        return float(np.max(np.diff(losses) / losses[:-1], initial=0.0))
+
+    return pd.Series([rise(curve) for curve in table["curve"]], table.index, dtype=float)
 
 
 def chosen(
