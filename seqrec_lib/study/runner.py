@@ -352,7 +352,7 @@ def run_grid(
         backend: "loky" (processes here, by joblib) or "dask" (wherever the current
             ``dask.distributed.Client`` has workers, which must see the same folders).
         seeds_at_once: train runs that differ in their seed alone as one batched model; by
-            default on a GPU, where five cost little more than one.
+            default on a GPU, where five cost less than two.
         time_limit: begin no run and no epoch after so many minutes. What is cut keeps its
             checkpoint, and the next command goes on from there.
         keep_models: a folder for the trained models; None keeps none.
