@@ -348,6 +348,32 @@ def test_cosine_falls_to_nothing(monkeypatch):
     assert (np.diff(used) < 0).all() and 0 < used[-1] < 1e-3 * 0.5
 
 
+def gradients(monkeypatch, **options):
+    """The gradient of each step, all parameters as one vector: (steps, number of parameters)."""
+    used = []
+
+    class Watched(torch.optim.Adam):
+        def step(self, *args):
+            (group,) = self.param_groups
+            used.append(torch.cat([p.grad.flatten() for p in group["params"]]))
+            return super().step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Watched)
+        model, _ = train(epochs=3, **options)
+    return torch.stack(used), weights(model)
+
+
+def test_a_gradient_too_long_is_shortened_and_keeps_its_direction(monkeypatch):
+    free, as_trained = gradients(monkeypatch)
+    assert torch.equal(gradients(monkeypatch, clip_norm=1e6)[1], as_trained)
+    limit = float(free[0].norm()) / 3
+    clipped, otherwise = gradients(monkeypatch, clip_norm=limit)
+    torch.testing.assert_close(clipped[0], free[0] / 3, rtol=1e-4, atol=1e-9)
+    assert (clipped.norm(dim=1) < limit * (1 + 1e-5)).all()
+    assert not torch.equal(otherwise, as_trained)
+
+
 def test_weight_decay_shrinks():
     plain, _ = train(epochs=5)
     decayed, _ = train(epochs=5, weight_decay=1.0)
@@ -375,6 +401,9 @@ def test_weight_decay_shrinks():
         ({"lr": 0}, "lr must be above 0 and finite, got 0"),
         ({"lr": math.nan}, "lr must be above 0 and finite, got nan"),
         ({"lr": "x"}, "lr must be a number, got 'x'"),
+        ({"clip_norm": 0}, "clip_norm must be above 0 and finite, got 0"),
+        ({"clip_norm": math.inf}, "clip_norm must be above 0 and finite, got inf"),
+        ({"clip_norm": "x"}, "clip_norm must be a number or None, got 'x'"),
         ({"warmup": -5}, "warmup must be at least 0, got -5"),
         ({"weight_decay": -1e-3}, "weight_decay must be at least 0, got -0.001"),
         ({"weight_decay": math.nan}, "weight_decay must be at least 0, got nan"),

@@ -38,6 +38,22 @@ def test_each_seed_is_the_run_it_would_have_been_alone(attention, loss):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
 
 
+def test_each_seed_s_gradient_is_shortened_by_its_own_length():
+    seeds = [3, 4, 5]
+    together, alone, unclipped = (models(seeds) for _ in range(3))
+    options = {"epochs": 2, "batch_size": 32, "lr": 1e-2, "progress": False, "device": "cpu"}
+    clipped = {**options, "clip_norm": 0.34}  # longer than some gradients, shorter than others
+    fit_seeds(together, SPLIT, seeds=seeds, **clipped)
+    fit_seeds(unclipped, SPLIT, seeds=seeds, **options)
+    for seed, a, b, c in zip(seeds, together, alone, unclipped, strict=True):
+        sr.fit(b, SPLIT, seed=seed, **clipped)
+        for (name, x), y, z in zip(
+            a.named_parameters(), b.parameters(), c.parameters(), strict=True
+        ):
+            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)
+            assert not torch.equal(x, z), name
+
+
 def test_scores_of_all_models_at_once_change_nothing(monkeypatch):
     """As on a GPU, against one loss after the other."""
     options = {"seeds": [0, 1, 2], "epochs": 2, "batch_size": 32, "progress": False}

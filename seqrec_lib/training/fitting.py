@@ -51,6 +51,7 @@ def fit(
     weight_decay: float = 0.0,
     warmup: int = 0,
     schedule: str = "constant",
+    clip_norm: float | None = None,
     negatives: int = 1,
     seed: int = 0,
     device: str = "auto",
@@ -75,6 +76,8 @@ def fit(
         lr, weight_decay: of Adam (of AdamW where there is weight decay).
         warmup: steps over which the learning rate rises to ``lr``.
         schedule: "constant", or "cosine" (falls to 0 over ``epochs``).
+        clip_norm: a gradient (of all parameters, as one vector) that is longer than this is
+            shortened to it (Pascanu et al. 2013, algorithm 1); None leaves it as it is.
         seed: of batches, dropout and negatives; torch's own generator is left as it was.
         device: "auto", "cpu", "cuda", ...
         precision: "float32", or "bfloat16": mixed precision, parameters stay float32. On a CPU
@@ -96,8 +99,9 @@ def fit(
     """
     recipe = Recipe(
         loss=loss, epochs=epochs, patience=patience, batch_size=batch_size, lr=lr,
-        weight_decay=weight_decay, warmup=warmup, schedule=schedule, negatives=negatives,
-        device=device, precision=precision, monitor=monitor, filter_seen=filter_seen,
+        weight_decay=weight_decay, warmup=warmup, schedule=schedule, clip_norm=clip_norm,
+        negatives=negatives, device=device, precision=precision, monitor=monitor,
+        filter_seen=filter_seen,
     )  # fmt: skip
     (history,) = train(
         Single, [model], [seed], split, recipe, {"seed": seed}, checkpoint, progress,
@@ -127,6 +131,7 @@ class Recipe:
     weight_decay: float
     warmup: int
     schedule: str
+    clip_norm: float | None
     negatives: int
     device: str | torch.device
     precision: str
@@ -145,8 +150,10 @@ class Recipe:
             value = getattr(self, what)
             if value is not None and not value >= least:  # nan is neither more nor less
                 raise ValueError(f"{what} must be at least {least}, got {value}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
+        for what in ("lr", "clip_norm"):
+            value = getattr(self, what)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{what} must be above 0 and finite, got {value}")
         _cutoff(self.monitor)
 
     def learning_rate(self, step: int, steps: int) -> float:
@@ -282,6 +289,10 @@ class Single:
         """The loss of each model, (K,); of its arguments there is a list, one a model."""
         return torch.stack([loss(self.model, *own) for own in zip(*arguments, strict=True)])
 
+    def clip(self, norm: float) -> None:
+        """Shorten each model's gradient to ``norm`` where it is longer."""
+        nn.utils.clip_grad_norm_(self.parameters, norm)
+
     def write_back(self) -> None:
         """Let the models hold what has been learnt."""
 
@@ -345,6 +356,8 @@ def train(
             values = learner.losses(LOSSES[recipe.loss], known, targets, drawn) * batch.shares
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
+        if recipe.clip_norm is not None:
+            learner.clip(recipe.clip_norm)
         optimizer.step()
         return values.detach()
 

@@ -147,6 +147,14 @@ class Stacked:
         for (place, name), tensor in zip(self.places, tensors, strict=True):
             place[name] = tensor
 
+    def clip(self, norm: float) -> None:
+        """Shorten each model's gradient to ``norm`` where it is longer, as torch does one's."""
+        gradients = [stack.grad for stack in self.parameters if stack.grad is not None]
+        rows = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]
+        share = (norm / (torch.stack(rows).norm(dim=0) + 1e-6)).clamp(max=1)  # (K,)
+        for gradient in gradients:
+            gradient *= share.view(-1, *[1] * (gradient.dim() - 1))
+
     def write_back(self) -> None:
         """Copy what has been learnt into the models."""
         with torch.no_grad():
