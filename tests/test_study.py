@@ -557,6 +557,13 @@ def test_published_points_keep_their_values():
     assert (points["g_low"] < points["g"]).all() and (points["g"] < points["g_high"]).all()
 
 
+def test_what_the_published_script_does_not_draw_is_there_on_demand():
+    drawn, every = tables.published_regimes(), tables.published_regimes(commented_out=True)
+    assert every.iloc[: len(drawn)].equals(drawn)
+    assert list(every["dataset"][len(drawn) :]) == ["Zvuk"]
+    assert every["g"].iloc[-1] == pytest.approx(-(2.1 + 6.287 + 4.104 + 5.475 + 8.21) / 5)
+
+
 def test_published_reliance_on_one_metric():
     points = tables.published_regimes(metrics=["NDCG@10"]).set_index("dataset")
     assert points.loc["Sports", "g"] == -1.026 and points.loc["ML-1M", "g"] == 1.833

@@ -383,7 +383,9 @@ def regimes(
     return pd.DataFrame(rows, columns=columns)
 
 
-def published_regimes(level: float = 0.95, metrics: Sequence[str] = RELIANCE) -> pd.DataFrame:
+def published_regimes(
+    level: float = 0.95, metrics: Sequence[str] = RELIANCE, commented_out: bool = False
+) -> pd.DataFrame:
     """The published points of :func:`regimes`, and the intervals that their five seeds imply.
 
     The source gives no interval. That of Hedges' g follows from g and the number of seeds alone;
@@ -391,15 +393,17 @@ def published_regimes(level: float = 0.95, metrics: Sequence[str] = RELIANCE) ->
 
     Args:
         metrics: over which g is averaged; its interval averages theirs, as in :func:`regimes`.
+        commented_out: with the points that the source's script holds and does not draw.
     """
     import pandas as pd
 
     source = published_data()["regimes"]
+    points = source["points"] | (source["commented_out"] if commented_out else {})
     n = source["seeds"]
     shape = stats.norm.ppf((np.arange(n) + 0.5) / n)
     shape /= shape.std(ddof=1)  # any n values of spread 1 will do
     rows = []
-    for dataset, point in source["points"].items():
+    for dataset, point in points.items():
         per_d = hedges_g(shape + 1, shape).g  # g is so many times d
         found = dict(zip(source["metrics"], point["g"], strict=True))
         values = [found[name] for name in metrics]
