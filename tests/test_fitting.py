@@ -675,6 +675,25 @@ def test_a_run_under_an_intervention_shares_no_checkpoint_with_one_without(tmp_p
         assert " at 0x" not in str(model.departures())  # in another process, too
 
 
+def test_edits_of_one_name_share_no_checkpoint(tmp_path):
+    def under(edit, **options):
+        with sr.intervene(fresh_model(), edit) as model:
+            return train(model, checkpoint=tmp_path / "run.pt", **options)[0]
+
+    def scaled_by(factor):
+        return lambda weights, allowed: factor * weights
+
+    cut = under(lambda weights, allowed: 0.5 * weights, epochs=1)
+    assert_same_weights(cut, under(lambda weights, allowed: 0.5 * weights, epochs=1))
+    for other in (lambda weights, allowed: 0.7 * weights, lambda weights, allowed: weights / 0.5):
+        with pytest.raises(ValueError, match="checkpoint of another run.*interventions"):
+            under(other)
+    (tmp_path / "run.pt").unlink()
+    under(scaled_by(0.5), epochs=1)
+    with pytest.raises(ValueError, match="checkpoint of another run.*interventions"):
+        under(scaled_by(0.7))
+
+
 def test_the_same_events_of_other_users_are_other_data(tmp_path):
     one, cut_otherwise, asked_otherwise = (
         sr.leave_one_out(sr.Interactions(rows, num_items=9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
@@ -105,8 +106,7 @@ class _Intervened(Weighting):
         """The change and its heads, as plain data."""
         if isinstance(self.change, Weighting):
             return [describe_weighting(self.change), self.heads]
-        # A function's repr would tell where it lies in memory.
-        return [getattr(self.change, "__qualname__", repr(self.change)), self.heads]
+        return [_describe_edit(self.change), self.heads]
 
     def forward(self, scores, allowed):
         if self.replaces:
@@ -121,6 +121,20 @@ class _Intervened(Weighting):
         weights = before.clone()
         weights[:, self.heads] = after[:, self.heads].to(weights.dtype)
         return weights
+
+
+def _describe_edit(edit: Edit) -> str:
+    """Its name and a checksum of what it does: all lambdas have one name.
+
+    Not its repr, which tells where it lies in memory. Of what it closes over, plain values count.
+    """
+    if (code := getattr(edit, "__code__", None)) is None:
+        return repr(edit)
+    cells = [cell.cell_contents for cell in edit.__closure__ or ()]
+    values = [*code.co_consts, *cells, *(edit.__defaults__ or ())]
+    plain = [value for value in values if isinstance(value, int | float | str | None)]
+    what = repr((code.co_code, code.co_names, plain))
+    return f"{edit.__qualname__} {zlib.crc32(what.encode()):08x}"
 
 
 @dataclass(frozen=True)
