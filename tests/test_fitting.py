@@ -284,6 +284,29 @@ def test_another_metric_may_choose(monitor):
     assert monitor in history.best and history.best_epoch in (1, 2)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_an_epoch_tells_how_long_its_gradients_were(clip_norm):
+    model, lengths = fresh_model(), []
+    zero_grad = torch.optim.Adam.zero_grad
+
+    def watched(optimizer, *args, **kwargs):  # before the next step: what the last one left
+        held = [p.grad for p in model.parameters() if p.grad is not None]
+        lengths.extend([torch.cat([g.flatten() for g in held]).norm()] if held else [])
+        return zero_grad(optimizer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "zero_grad", watched)
+        _, history = train(model, epochs=1, clip_norm=clip_norm)
+    lengths.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+    (entry,) = history.epochs
+    if clip_norm is None:
+        assert len(lengths) > 3
+        assert entry["gradient"] == pytest.approx(float(torch.stack(lengths).median()), rel=1e-5)
+        assert entry["longest gradient"] == pytest.approx(float(max(lengths)), rel=1e-5)
+    else:  # measured before they are shortened
+        assert max(lengths) < 0.1001 and entry["longest gradient"] > 0.2
+
+
 def test_without_validation_the_last_epoch_is_kept():
     empty = sr.Part(np.empty(0, int), sr.Ragged.from_lists([]), np.empty(0, int))
     split = sr.Split(SPLIT.train, empty, SPLIT.test, "none")
@@ -291,7 +314,7 @@ def test_without_validation_the_last_epoch_is_kept():
     model = fresh_model()
     _, history = train(model, split, patience=1, on_epoch=lambda _: states.append(weights(model)))
     assert len(history) == 3 and torch.equal(weights(model), states[-1])
-    assert set(history.epochs[0]) == {"epoch", "loss", "seconds"}
+    assert set(history.epochs[0]) == {"epoch", "loss", "gradient", "longest gradient", "seconds"}
     assert history.best_epoch == 3 and history.best == history.epochs[-1]
 
 

@@ -32,7 +32,8 @@ def test_each_seed_is_the_run_it_would_have_been_alone(attention, loss):
     found = fit_seeds(together, SPLIT, loss, seeds=seeds, **options)  # 4 x 5 = 20 steps
     for seed, a, b, history in zip(seeds, together, alone, found, strict=True):
         expected = sr.fit(b, SPLIT, loss, seed=seed, **options)
-        np.testing.assert_allclose(history.column("loss"), expected.column("loss"), rtol=1e-5)
+        for name in ("loss", "gradient", "longest gradient"):
+            np.testing.assert_allclose(history.column(name), expected.column(name), rtol=1e-5)
         assert history.column("NDCG@10") == pytest.approx(expected.column("NDCG@10"), abs=1e-9)
         for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
             torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9, msg=name)

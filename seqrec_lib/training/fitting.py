@@ -289,9 +289,14 @@ class Single:
         """The loss of each model, (K,); of its arguments there is a list, one a model."""
         return torch.stack([loss(self.model, *own) for own in zip(*arguments, strict=True)])
 
-    def clip(self, norm: float) -> None:
+    def gradient_lengths(self) -> Tensor:
+        """How long the gradient of each model is, all its parameters' as one vector: (K,)."""
+        gradients = [each.grad for each in self.parameters if each.grad is not None]
+        return nn.utils.get_total_norm(gradients)[None]
+
+    def clip(self, norm: float, lengths: Tensor) -> None:
         """Shorten each model's gradient to ``norm`` where it is longer."""
-        nn.utils.clip_grad_norm_(self.parameters, norm)
+        nn.utils.clip_grads_with_norm_(self.parameters, norm, lengths[0])
 
     def write_back(self) -> None:
         """Let the models hold what has been learnt."""
@@ -346,7 +351,7 @@ def train(
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
 
-    def step(batch: Batch) -> Tensor:
+    def step(batch: Batch) -> tuple[Tensor, Tensor]:
         drawn = [None] * len(active) if sampler is None else sampler(batch).split(batch.sizes)
         # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
         with _mixed(where, recipe.precision if where.type != "cpu" else "float32"):
@@ -356,10 +361,11 @@ def train(
             values = learner.losses(LOSSES[recipe.loss], known, targets, drawn) * batch.shares
         optimizer.zero_grad(set_to_none=True)
         values.sum().backward()
+        lengths = learner.gradient_lengths()
         if recipe.clip_norm is not None:
-            learner.clip(recipe.clip_norm)
+            learner.clip(recipe.clip_norm, lengths)
         optimizer.step()
-        return values.detach()
+        return values.detach(), lengths
 
     def save() -> None:
         state = [member.state() for member in members]
@@ -384,19 +390,28 @@ def train(
             _seed(where, int(states[0].generate_state(1, np.uint64)[0] >> 1))
             for member in active:
                 member.model.train()
-            losses = _Losses(members, active, epoch)
+            losses, gradients = _Losses(members, active, epoch), []
             rngs = [np.random.default_rng(state) for state in states]
             for number, batch in enumerate(batches.epoch(*rngs)):
                 for group in optimizer.param_groups:
                     done = (epoch - 1) * len(batches) + number
                     group["lr"] = recipe.learning_rate(done, len(batches))
-                losses.add(step(batch))
+                values, lengths = step(batch)
+                losses.add(values)
+                gradients.append(lengths)
             learner.write_back()
-            means = losses.means()
+            means, lengths = losses.means(), torch.stack(gradients)
+            usual, longest = lengths.median(0).values.tolist(), lengths.amax(0).tolist()
             share = (time.perf_counter() - start) / len(active)
-            for member, loss in zip(active, means, strict=True):
+            for which, member in enumerate(active):
                 start = time.perf_counter()
-                entry = {"epoch": epoch, "loss": loss, **member.validate(split, recipe)}
+                entry = {
+                    "epoch": epoch,
+                    "loss": means[which],
+                    "gradient": usual[which],
+                    "longest gradient": longest[which],
+                    **member.validate(split, recipe),
+                }
                 entry["seconds"] = share + time.perf_counter() - start
                 member.add(entry, recipe.patience)
             trained, left = active, patient(active)

@@ -11,6 +11,9 @@ __all__ = ["History"]
 class History:
     """One entry an epoch: ``epoch``, ``loss``, ``seconds``, and the validation metrics.
 
+    Besides, of the lengths of the gradient in the epoch's steps (all parameters as one vector,
+    before any clipping) the median, ``gradient``, and the largest, ``longest gradient``.
+
     Attributes:
         epochs: the entries, in order; epochs count from 1.
         monitor: the validation metric that chose the best epoch.

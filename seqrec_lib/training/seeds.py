@@ -147,13 +147,19 @@ class Stacked:
         for (place, name), tensor in zip(self.places, tensors, strict=True):
             place[name] = tensor
 
-    def clip(self, norm: float) -> None:
+    def gradient_lengths(self) -> Tensor:
+        """How long the gradient of each model is, all its parameters' as one vector: (K,)."""
+        rows = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in self._gradients()]
+        return torch.stack(rows).norm(dim=0)
+
+    def clip(self, norm: float, lengths: Tensor) -> None:
         """Shorten each model's gradient to ``norm`` where it is longer, as torch does one's."""
-        gradients = [stack.grad for stack in self.parameters if stack.grad is not None]
-        rows = [gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]
-        share = (norm / (torch.stack(rows).norm(dim=0) + 1e-6)).clamp(max=1)  # (K,)
-        for gradient in gradients:
+        share = (norm / (lengths + 1e-6)).clamp(max=1)
+        for gradient in self._gradients():
             gradient *= share.view(-1, *[1] * (gradient.dim() - 1))
+
+    def _gradients(self) -> list[Tensor]:
+        return [stack.grad for stack in self.parameters if stack.grad is not None]
 
     def write_back(self) -> None:
         """Copy what has been learnt into the models."""
