@@ -219,6 +219,11 @@ def table(kind, grid, only, results, form) -> None:
     effects    softmax against uniform: difference, Hedges' g, equivalence
     regimes    mixing and reliance of each data set
     missing    what the grid still lacks, and the commands that make it
+
+    Real logs rank new items ("filtered"), which is what published figures are
+    beside, and worlds all items. In effects, g and the verdict (margin 5 % of
+    softmax's mean) are of NDCG@10; in regimes, g is the mean over HR@1, HR@10,
+    HR@100, NDCG@10 and NDCG@100. Seeds counts pairs of both.
     """
     from .study import tables
 

@@ -14,15 +14,19 @@ def device(name: str = "auto") -> torch.device:
     """The device to use: ``name``, else ``$SEQREC_DEVICE``, else CUDA when there is one, else CPU.
 
     Raises:
+        ValueError: there is no such kind of device.
         RuntimeError: CUDA is asked for where there is none.
     """
     if name == "auto":
         name = os.environ.get("SEQREC_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(name)
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"no device {name!r}; give auto, cpu, cuda or cuda:1") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             f"device {name!r} was asked for, but torch sees no CUDA device; "
-            "unset SEQREC_DEVICE or pass device='cpu'"
+            "ask for device cpu, and unset SEQREC_DEVICE if that named it"
         )
     return chosen
 

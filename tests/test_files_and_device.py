@@ -103,6 +103,6 @@ def test_cuda_where_there_is_none_is_an_error_with_a_remedy(monkeypatch, given):
         sr.device("cuda:1" if given == "argument" else "auto")
 
 
-def test_an_unknown_device_is_torch_s_error():
-    with pytest.raises(RuntimeError, match="nonsense"):
-        sr.device("nonsense")
+def test_an_unknown_device_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="no device 'gpu'; give auto, cpu, cuda or cuda:1"):
+        sr.device("gpu")
