@@ -28,6 +28,7 @@ class _Drop(torch.autograd.Function):
     def forward(ctx, x, level):
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         keep = (bits.view(torch.int16)[: x.numel()] >= level - 2**15).view(x.shape)
+        keep = keep.view(torch.uint8)  # torch multiplies by bytes faster than by booleans
         ctx.save_for_backward(keep)
         ctx.scale = 1 / (1 - level / 2**16)
         return (x * keep).mul_(ctx.scale)

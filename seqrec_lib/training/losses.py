@@ -94,8 +94,9 @@ def chunked_cross_entropy(
 
     Args:
         queries: (n, D). table: (V, D). targets: (n,) rows of the table. bias: (V,) or None.
-        chunk: by default 512; on a GPU, where each kernel costs its start, as many as make
-            2^26 logits.
+        chunk: by default as many as make some 2^20 logits, but 64 to 512 (larger catalogues
+            gain most: ``benchmarks/bench_loss.py``); on a GPU, where each kernel costs its
+            start, as many as make 2^26.
 
     Raises:
         ValueError: n is 0.
@@ -104,10 +105,15 @@ def chunked_cross_entropy(
         raise ValueError("no position to compute a loss on: no sequence has two items")
     kind = table.device.type
     if chunk is None:
-        chunk = 512 if kind == "cpu" else max(512, 2**26 // len(table))
+        chunk = _chunk(len(table)) if kind == "cpu" else max(512, 2**26 // len(table))
     mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else table.dtype
     return _ChunkedCrossEntropy.apply(queries, table, targets, bias, chunk, dtype)
+
+
+def _chunk(items: int) -> int:
+    """Positions whose logits stay in a core's cache; by 64, see the padding below."""
+    return min(max(2**20 // items // 64, 1) * 64, 512)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
