@@ -31,7 +31,7 @@ __all__ = [
     "timeline",
 ]
 
-PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
@@ -217,17 +217,19 @@ def heatmaps(
     maps: Mapping[str, object],
     labels: Sequence[str] | None = None,
     hide: Sequence | None = None,
+    meaning: str | None = None,
     **options,
 ) -> np.ndarray:
     """Several (query, key) maps in a row, on one colour scale: ``{title: matrix}``.
 
     Args:
         hide: for each map, true where a cell is not to be shown.
+        meaning: of the colours, written along a bar that shows their scale; no bar without it.
 
     Returns:
         The axes.
     """
-    size = (0.4 + 3 * len(maps), 3)
+    size = (0.4 + 3 * len(maps) + 0.8 * (meaning is not None), 3)
     axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)[1][0]
     hide = [None] * len(maps) if hide is None else [np.asarray(cells, bool) for cells in hide]
     options = {
@@ -240,6 +242,12 @@ def heatmaps(
         heatmap(matrix, labels, ax=ax, title=title, hide=hidden, **options)
     for ax in axes[1:]:
         ax.set_ylabel("")
+    if meaning is not None:
+        top = max(float(np.nanmax(_matrix(m))) for m in maps.values())
+        low = min(float(np.nanmin(_matrix(m))) for m in maps.values())
+        beyond = (low < options["vmin"]) + 2 * (top > options["vmax"])
+        axes[0].figure.colorbar(axes[0].collections[0], ax=[*axes], label=meaning, shrink=0.8,
+                                extend=["neither", "min", "max", "both"][beyond])  # fmt: skip
     return axes
 
 
@@ -317,7 +325,7 @@ def forest(
     ax.axvline(0, color="black", lw=0.8)
     ax.set(yticks=range(len(rows)), yticklabels=rows, xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     if group is not None:
-        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return ax
 
 
@@ -364,7 +372,8 @@ def regimes(
     """Mixing against reliance: a point for each data set, with intervals both ways.
 
     Args:
-        ours: as :func:`study.regimes` makes; data sets without a point are left out.
+        ours: as :func:`study.regimes` makes; data sets without a point are left out, and worlds
+            ("world-..", named without that) have a mark of their own. None draws none of ours.
         published: as :func:`study.published_regimes` makes; drawn hollow, with the interval
             that their number of seeds implies for g alone.
         y: the column drawn upwards, with its ends in ``{y}_low`` and ``{y}_high``.
@@ -372,19 +381,24 @@ def regimes(
     if ax is None:
         ax = plt.subplots(figsize=(7, 5), layout="constrained")[1]
     ax.axhline(0, color="grey", lw=0.8)
+    made_up = None if ours is None else ours["dataset"].str.startswith("world-")
+    sides = {} if ours is None else {"this study": ours[~made_up], "its worlds": ours[made_up]}
+    sides["published"] = published
     points = []
-    for i, (name, table) in enumerate({"this study": ours, "published": published}.items()):
+    for i, (name, table) in enumerate(sides.items()):
         table = None if table is None else table.dropna(subset=["mixing", y])
         if table is None or table.empty:
             continue
-        hollow = {"markerfacecolor": "white", "alpha": 0.6} if name == "published" else {}
+        look = {"fmt": MARKERS[i], "color": PALETTE[i], "capsize": 2, "lw": 1}
+        if name == "published":
+            look |= {"mfc": "white", "alpha": 0.6}
         error = {"yerr": [table[y] - table[f"{y}_low"], table[f"{y}_high"] - table[y]]}
         if "mixing_low" in table:
             error["xerr"] = (table["mixing_high"] - table["mixing_low"]) / 2
-        ax.errorbar(table["mixing"], table[y], **error, fmt=MARKERS[i], color=PALETTE[i],
-                    capsize=2, lw=1, label=name, **hollow)  # fmt: skip
-        named = table[["dataset", "mixing", y]].itertuples(index=False)
-        points += [(*point, {"color": PALETTE[i]}) for point in named]
+        ax.errorbar(table["mixing"], table[y], **error, label=name, **look)
+        named = table.assign(dataset=table["dataset"].str.removeprefix("world-"))
+        named = named[["dataset", "mixing", y]].itertuples(index=False)
+        points += [(*point, {"color": look["color"]}) for point in named]
     ax.margins(x=0.12)
     ax.set(xlabel="mixing ratio (softmax models)", xlim=(0, None), ylabel=ylabel)
     _name(ax, points)
