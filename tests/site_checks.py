@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from bs4 import BeautifulSoup
 
 MIN_ALT = 30  # characters; ten for the theme's own icons, outside the text
+SUBSTITUTION = re.compile(r"\{\{ \w+ \}\}")
 RAW = re.compile(r"\{[a-z][a-z:-]*\}`|^:{3,}|`{3}\{|\{\{|\}\}|\[\?\]", re.MULTILINE)
 IS_PATH = re.compile(r"^\S*[/\\]\S*$|\.(png|svg|jpe?g|gif)$")
 
@@ -67,13 +68,16 @@ def images(path: Path) -> Iterator[str]:
 
 
 def raw_text(path: Path) -> Iterator[str]:
-    """No markup that was not understood; code may hold anything."""
+    """No markup that was not understood; code may hold anything but a substitution."""
     for article in soup(path).select("article"):
         words = BeautifulSoup(str(article), "html.parser")
         for node in words.select("pre, code, script, style, .math"):
             node.decompose()
         for match in RAW.finditer(words.get_text()):
             yield f"raw markup: {words.get_text()[match.start() :][:60]!r}"
+        for code in BeautifulSoup(str(article), "html.parser").select("pre"):
+            if left := SUBSTITUTION.search(code.get_text()):
+                yield f"raw markup: {left.group()!r} in code, where nothing is put in its place"
 
 
 def messages(path: Path) -> Iterator[str]:

@@ -82,6 +82,7 @@ SPOILT = {
     "a fence": ("raw_text", "</pre>", "</pre>\n:::"),
     "an unknown citation": ("raw_text", "</pre>", "</pre>Kang [?]"),
     "a substitution": ("raw_text", "</pre>", "</pre>{{ repository }}"),
+    "a substitution in code": ("raw_text", "</pre>", "{{ repository }}</pre>"),
     "a message": ("messages", "</pre>", '</pre><p class="system-message">unknown</p>'),
     "a traceback": ("tracebacks", "</pre>", "</pre>Traceback (most recent call last)"),
     "two titles": ("headings", "h2", "h1"),

@@ -658,12 +658,12 @@ def test_length_groups_and_curves_come_out_of_the_records(tiny):
 
 def test_figures(tiny, invented):
     ax = plotting.regimes(tables.regimes(results(invented)), tables.published_regimes())
-    assert {"ML-1M", "world-markov"} <= {text.get_text() for text in ax.texts}
+    assert {"ML-1M", "markov"} <= {text.get_text() for text in ax.texts}
     ax.figure.canvas.draw()
     names = [text.get_window_extent() for text in ax.texts]
     assert not any(a.overlaps(b) for a, b in combinations(names, 2))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["this study", "published"]
+    assert labels == ["its worlds", "published"]
     points = tables.regimes(results(invented)).assign(h=[2.0], h_low=[1.0], h_high=[4.0])
     ax = plotting.regimes(points, y="h", ylabel="height")
     bars = ax.containers[0][2][1].get_segments()[0]  # the second direction: upwards
