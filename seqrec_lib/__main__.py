@@ -223,20 +223,28 @@ def table(kind, grid, only, results, form) -> None:
     Real logs rank new items ("filtered"), which is what published figures are
     beside, and worlds all items. In effects, g and the verdict (margin 5 % of
     softmax's mean) are of NDCG@10; in regimes, g is the mean over HR@1, HR@10,
-    HR@100, NDCG@10 and NDCG@100. Seeds counts pairs of both.
+    HR@100, NDCG@10 and NDCG@100. Both have a row where the grid has softmax and
+    uniform, with the commands for what is missing; seeds is the smaller number of
+    the two that is there, of the smaller number that is planned.
     """
     from .study import tables
 
+    runs, commands = _runs(grid, only), []
+    chosen = {name: {getattr(run, name) for run in runs} for name in only}
     if kind in ("benchmark", "missing"):
-        runs = _runs(grid, only)
-        chosen = {name: {getattr(run, name) for run in runs} for name in only}
         found = getattr(tables, kind)(grid, results, **chosen)
         found = found.drop(columns="missing", errors="ignore")  # a table of its own
     else:
         found = getattr(tables, kind)(_records(grid, only, results))
-    index = kind == "benchmark"
-    shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form](index=index)
-    click.echo(shown)
+        found = tables.with_missing(found, grid=grid, root=results, **chosen)
+        if found.empty:
+            raise click.ClickException("none of these runs is softmax with uniform beside it")
+        if form == "text":  # too long for a column
+            commands = [command for command in found.pop("missing") if command]
+    shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form]
+    click.echo(shown(index=kind == "benchmark", na_rep=""))
+    if commands:
+        click.echo("\n".join(["\nmissing:", *commands]))
 
 
 @study.command()

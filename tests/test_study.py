@@ -535,6 +535,28 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(invented):
     assert (tables.benchmark(grid, invented / "none")["NDCG@10"] == "missing").all()
 
 
+@pytest.mark.parametrize("compare", [tables.effects, tables.regimes])
+def test_a_comparison_shows_what_is_missing_and_nothing_that_was_never_planned(invented, compare):
+    other = {"datasets": ["world-taste"], "variant": "other"}
+    blocks = {}, {"attentions": ["softmax"], "losses": ["bce"]}, other
+    grid = with_runs(*(TINY["runs"][0] | block for block in blocks), seeds=[0, 1, 2, 3])
+    found = compare(results(invented, attention="softmax"))
+    shown = tables.with_missing(found, grid=grid, root=invented)
+    assert set(shown["loss"]) == {"ce"}  # of bce the grid has no uniform
+    main, *others = shown.to_dict("records")
+    assert (main["seeds"], main["verdict"]) == ("0 of 4", "runs missing")
+    assert [row["variant"] for row in others] == (["other"] if compare is tables.effects else [])
+    assert {row["seeds"] for row in others} <= {"0 of 4"}
+    found = compare(results(invented))
+    (row,) = tables.with_missing(found, grid=grid, root=invented, variant="main").to_dict("records")
+    assert row["seeds"] == "3 of 4" and row["g"] == found["g"][0]
+    assert row["verdict"] == found["verdict"][0] and "seed=3" in shlex.split(row["missing"])
+    (row,) = tables.with_missing(
+        found, grid=grid, root=invented, variant="main", seed=[0, 1, 2]
+    ).to_dict("records")
+    assert row["seeds"] == "3 of 3" and row["missing"] == ""
+
+
 def test_commands_for_the_main_grid_do_exactly_what_is_missing(tmp_path):
     runs = load_grid("main")
     for row in tables.missing("main", tmp_path).sample(10, random_state=0).to_dict("records"):
@@ -697,8 +719,8 @@ def test_the_quick_study_from_the_first_command_to_the_figure(tmp_path):
     assert "world-taste" in call("status", *here) and "missing" not in call("status", *here)
     table = call("table", "benchmark", *here)
     assert table.count("±") == 4 * 6 and "missing" not in table
-    regimes = call("table", "regimes", *here, "--format", "csv").split()
-    assert len(regimes) == 4 and "nan" not in "".join(regimes)
+    regimes = call("table", "regimes", *here, "--format", "csv").strip().splitlines()
+    assert len(regimes) == 4 and ",," not in "".join(regimes)
     call("plot", "regimes", *here, "--output", tmp_path / "regimes.svg")
     assert "published" in (tmp_path / "regimes.svg").read_text()
 
@@ -754,8 +776,25 @@ def test_a_table_is_of_the_runs_that_are_meant(two_worlds, kind, tmp_path):
 def test_a_record_made_with_other_settings_is_in_no_table(two_worlds, tmp_path):
     grid = tmp_path / "wider.toml"
     grid.write_text(two_worlds[1].read_text().replace("dim = 8", "dim = 12"))
-    for kind, there in (("benchmark", "missing"), ("effects", "Empty")):
-        assert there in call("table", kind, "--grid", grid, *two_worlds[2:])
+    for kind in ("benchmark", "effects"):
+        text = call("table", kind, "--grid", grid, *two_worlds[2:])
+        assert "missing" in text and "0 of 1" in text and "1 of 1" not in text
+
+
+@pytest.mark.parametrize("kind", ["effects", "regimes"])
+def test_a_comparison_without_a_record_is_printed_with_its_commands(two_worlds, kind, tmp_path):
+    text = call("table", kind, *two_worlds, "--results", tmp_path)
+    assert text.count("runs missing") == text.count("0 of 1") == 2 and "NaN" not in text
+    commands = text.partition("\nmissing:\n")[2].splitlines()
+    assert all(line.startswith("python -m seqrec_lib study run --grid") for line in commands)
+    assert [line.partition("dataset=world-")[2].split()[0] for line in commands] == [
+        "markov", "taste",
+    ]  # fmt: skip
+    for there in (text, call("table", kind, *two_worlds)):
+        assert ("missing" in there) == (there is text)
+    assert "study run" in call("table", kind, *two_worlds, "--results", tmp_path, "--format", "csv")
+    said = call("table", kind, *two_worlds, "--only", "attention=softmax", code=1)
+    assert "none of these runs is softmax with uniform beside it" in said
 
 
 def test_a_line_by_length_is_of_one_setting(two_worlds, tmp_path):

@@ -41,6 +41,7 @@ __all__ = [
     "regimes",
     "summarize",
     "swapped",
+    "with_missing",
 ]
 
 #: The metrics over which reliance is averaged (Kozaki et al., JSAI 2026).
@@ -253,17 +254,19 @@ def effects(
     margin: float = 0.05,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Does training with weighting ``a`` beat training with ``b``? One row a data set and split.
+    """Does training with weighting ``a`` beat training with ``b``?
 
     Args:
         table: records, as from :func:`results`; those of all data sets by default.
         margin: the smallest difference that matters, as a share of the mean of ``a``.
 
     Returns:
-        ``a``, ``b`` (means), ``difference``, its 90 % interval ``low``, ``high``, Hedges' ``g``
-        and its interval ``g_low``, ``g_high``, and the ``verdict`` of the equivalence test:
-        "equivalent", "different" or "undecided"; "too few seeds" with less than two of each, "no
-        spread" where there is nothing to measure a difference by.
+        a row for each data set, split, model, loss and variant with a record of either: ``seeds``
+        (the smaller number of the two), ``a``, ``b`` (means), ``difference``, its 90 % interval
+        ``low``, ``high``, Hedges' ``g`` and its interval ``g_low``, ``g_high``, and the
+        ``verdict`` of the equivalence test: "equivalent", "different" or "undecided"; "too few
+        seeds" with less than two of each, "no spread" where there is nothing to measure a
+        difference by.
     """
     import pandas as pd
 
@@ -330,7 +333,8 @@ def regimes(
         part: "test" or "test_filtered"; by default the :func:`ruler` of each run.
 
     Returns:
-        ``dataset``, ``split``, ``seeds``, ``mixing``, ``mixing_low``, ``mixing_high``, ``g``,
+        a row for each data set, split, model and loss with a record of variant "main": ``seeds``
+        (the smaller number of the two), ``mixing``, ``mixing_low``, ``mixing_high``, ``g``,
         ``g_low``, ``g_high`` and ``verdict`` (of :func:`effects`, for NDCG@10).
     """
     import pandas as pd
@@ -381,6 +385,51 @@ def regimes(
         "verdict",
     ]
     return pd.DataFrame(rows, columns=columns)
+
+
+def with_missing(
+    found: pd.DataFrame,
+    a: str = "softmax",
+    b: str = "uniform",
+    grid: str | Path | Mapping[str, Any] = "main",
+    root: Root = None,
+    **only: Any,
+) -> pd.DataFrame:
+    """``found``, from :func:`effects` or :func:`regimes`, beside what the grid has to compare.
+
+    Args:
+        a, b: the weightings that ``found`` compares.
+        only: as for :func:`benchmark`.
+
+    Returns:
+        a row for each setting of which the grid has both, in the columns of ``found``: ``seeds``
+        says "3 of 5", ``missing`` is the command for runs without a record, and the verdict is
+        "runs missing" where these leave too few seeds.
+    """
+    import pandas as pd
+
+    store, runs, rows = Store(root), load_grid(grid), []
+    by = [name for name in SETTING if name in found]
+    pairs: dict[tuple, dict[str, list[Run]]] = {}
+    for group in settings_of(runs, only):
+        run = group[0]
+        if "variant" in by or run.variant == "main":
+            place = tuple(getattr(run, name) for name in by)
+            pairs.setdefault(place, {})[run.attention] = group
+    for place, own in pairs.items():
+        if own.keys() >= {a, b}:
+            left = [run for run in own[a] + own[b] if store.state(run) != "done"]
+            rows.append({
+                **dict(zip(by, place, strict=True)), "planned": min(len(own[a]), len(own[b])),
+                "missing": command(left, runs, grid, root) if left else "",
+            })  # fmt: skip
+    planned = pd.DataFrame(rows, columns=[*by, "planned", "missing"])
+    shown = planned.merge(found, how="left", on=by)
+    done = shown["seeds"].astype(float).fillna(0).astype(int)
+    lacking = (shown["missing"] != "") & (done < shown["planned"].clip(upper=2))
+    shown["verdict"] = shown["verdict"].mask(lacking, "runs missing")
+    shown["seeds"] = [f"{n} of {m}" for n, m in zip(done, shown["planned"], strict=True)]
+    return shown[[*found.columns, "missing"]]
 
 
 def published_regimes(
