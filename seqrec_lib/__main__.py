@@ -16,6 +16,9 @@ from .study.records import Store
 from .study.records import results as read_results
 from .study.runner import run_grid
 
+#: Exit code of ``run`` where nothing failed, but not all is done.
+LEFT = 3
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
@@ -148,9 +151,12 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     end and keeps no other from being done. Several such commands may share the folders of
     results and scratch. On a terminal a bar shows how far it is; elsewhere `status` tells.
 
+    The exit code is 0 when nothing is left, 1 when a run failed, and 3 when none did but some are
+    left: time was up, or another process is at them.
+
     On a GPU, all seeds of a setting are trained at once; some jobs beside each other keep it
     busy. Where it is lent for minutes, do the study in pieces, with the same line again and
-    again until it says that nothing is left; rehearse the line on a CPU:
+    again until it says "nothing is left"; rehearse the line on a CPU:
 
     \b
     python -m seqrec_lib study run --device cuda --jobs 4 --time-limit 9
@@ -176,6 +182,9 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         click.echo(f"\n{failed}\n{detail}", err=True)
     if report.failed:
         raise SystemExit(1)
+    if report.cut or report.busy:
+        raise SystemExit(LEFT)
+    click.echo("nothing is left")
 
 
 @study.command()

@@ -180,8 +180,8 @@ def test_a_time_limit_is_no_failure(tmp_path):
     grid = ("--grid", "quick", "--results", tmp_path / "results", "--scratch", tmp_path)
     line = ["study", "run", *map(str, grid), "--seeds-at-once", "--time-limit", "0"]
     done = CliRunner().invoke(main, line)
-    assert done.exit_code == 0, done.output
-    assert "21 left when time was up" in done.output
+    assert done.exit_code == 3, done.output
+    assert "21 left when time was up" in done.output and "nothing is left" not in done.output
 
 
 def test_the_estimate_goes_by_the_nearest_records(tmp_path):

@@ -715,6 +715,7 @@ def test_the_quick_study_from_the_first_command_to_the_figure(tmp_path):
     assert not (tmp_path / "results").exists()
     done = call("run", *here, "--scratch", tmp_path / "runs", "--jobs", "2")
     assert "21 done, 0 before, 0 left to another process, 0 failed" in done
+    assert done.endswith("nothing is left\n")
     assert "0 done, 21 before" in call("run", *here, "--scratch", tmp_path / "runs")
     assert "world-taste" in call("status", *here) and "missing" not in call("status", *here)
     table = call("table", "benchmark", *here)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
 from seqrec_lib.study import progress, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
@@ -263,6 +264,19 @@ def test_a_figure_that_cannot_be_written_is_said_in_words(small, tmp_path):
     here = ["plot", "curves", "--grid", tmp_path / "grid.toml", "--results", small, "--output"]
     assert "'xyz' is not supported" in call(*here, tmp_path / "x.xyz", code=1)
     assert "nodir" in call(*here, tmp_path / "nodir" / "x.svg", code=1)
+
+
+def test_the_exit_code_says_whether_the_same_line_has_more_to_do(tmp_path, monkeypatch):
+    done, busy, failed = grid()
+    for ends, code in (
+        ({"done": [done]}, 0),
+        ({"done": [done], "cut": [busy]}, 3),
+        ({"done": [done], "busy": [busy]}, 3),
+        ({"cut": [busy], "failed": {failed: "why"}}, 1),
+    ):
+        monkeypatch.setattr(command_line, "run_grid", lambda *_, e=ends, **__: runner.Report(**e))
+        said = call("run", "--grid", "quick", "--results", tmp_path, code=code)
+        assert ("nothing is left" in said) == (code == 0)
 
 
 def test_status_tells_what_failed_and_what_is_under_way(tmp_path):
