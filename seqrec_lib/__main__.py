@@ -11,7 +11,7 @@ import click
 from .data import DATASETS
 from .device import device as pick_device
 from .study.grid import AXES, GRIDS, NEURAL, Run, load_grid, select
-from .study.progress import duration, estimate
+from .study.progress import duration, estimate, under_way
 from .study.records import Store
 from .study.records import results as read_results
 from .study.runner import run_grid
@@ -197,19 +197,24 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     help="Where `run` was told to keep its checkpoints.",
 )
 def status(grid, only, results, scratch) -> None:
-    """How far the grid is, data set by data set, and what is under way."""
+    """How far the grid is, data set by data set, and what is running, cut, failed or damaged."""
     runs, store = _runs(grid, only), Store(results)
     states = {run: store.state(run) for run in runs}
+    todo = [run for run in runs if states[run] != "done"]
+    begun = {run: how for run in todo if (how := under_way(scratch, run))}
+    counted = states | {run: "running" for run, how in begun.items() if how.startswith("running")}
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        counts = Counter(state for run, state in states.items() if run.dataset == dataset)
+        counts = Counter(state for run, state in counted.items() if run.dataset == dataset)
         click.echo(f"{dataset:18}" + "  ".join(f"{n} {state}" for state, n in counts.items()))
-    for run in (run for run in runs if states[run] != "done"):
+    for run in todo:
+        if run in begun:
+            click.echo(f"{run}: {begun[run]}")
+        if states[run] == "damaged":
+            click.echo(f"{run}: damaged, {store.path(run)}")
         with suppress(FileNotFoundError):  # it may end while we look
-            click.echo(f"begun: {run}  {(scratch / f'{run.key}.running').read_text()}")
-        with suppress(FileNotFoundError):
             why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()[-1]
-            click.echo(f"failed: {run}  {why}")
-    left = estimate([run for run in runs if states[run] != "done"], store)
+            click.echo(f"{run}: failed, {why}")
+    left = estimate(todo, store)
     seconds = sum(each.seconds for each in left.values())
     click.echo(f"about {duration(seconds)} left, one run at a time")
 

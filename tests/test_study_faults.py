@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 
 from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
@@ -279,13 +281,29 @@ def test_the_exit_code_says_whether_the_same_line_has_more_to_do(tmp_path, monke
         assert ("nothing is left" in said) == (code == 0)
 
 
-def test_status_tells_what_failed_and_what_is_under_way(tmp_path):
-    run, other = load_grid("quick")[-2:]
-    runner._failed(tmp_path, run).write_text("Traceback ...\nMemoryError: too much\n")
-    runner.marker(tmp_path, other).write_text('{"epoch": 3}')
-    said = call("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
-    assert f"failed: {run}  MemoryError: too much" in said
-    assert f"begun: {other}" in said and '{"epoch": 3}' in said
+def test_status_tells_what_failed_and_what_is_running_from_what_was_cut(tmp_path):
+    runs = load_grid("quick")
+    baseline = next(run for run in runs if run.model == "popularity")
+    failed, live, killed, early = [run for run in runs if run.model == "sasrec"][:4]
+    runner._failed(tmp_path, failed).write_text("Traceback ...\nMemoryError: too much\n")
+    for run in (live, killed):
+        runner.marker(tmp_path, run).write_text('{"epoch": 3, "loss": 0.5}')
+    runner.marker(tmp_path, baseline).write_text("{}")
+    runner.marker(tmp_path, early).write_text("")  # killed while it was written
+    (tmp_path / f"{killed.key}.lock").touch()
+    here = ("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
+    with FileLock(tmp_path / f"{live.key}.lock"), FileLock(tmp_path / f"{baseline.key}.lock"):
+        said = call(*here)
+    assert f"{failed}: failed, MemoryError: too much\n" in said
+    assert f"{live}: running, epoch 3 of {live.config['epochs']}\n" in said
+    assert f"{baseline}: running\n" in said
+    assert f"{killed}: cut at epoch 3, the same command goes on\n" in said
+    assert f"{early}: cut early, the same command goes on\n" in said
+    assert sum(int(n) for n in re.findall(r"(\d+) running", said)) == 2 and "loss" not in said
+    assert "running" not in call(*here)
+    assert sorted(path.name for path in tmp_path.glob("*.lock")) == sorted(
+        f"{run.key}.lock" for run in (live, killed, baseline)
+    )
 
 
 def test_measures_are_rounded_and_settings_are_not(tmp_path):

@@ -19,7 +19,7 @@ from ..data import DATASETS, worlds
 from ..device import device as pick_device
 from .grid import AXES, BASELINES, NEURAL, WORLD, Run
 
-__all__ = ["Expected", "Progress", "duration", "estimate", "marker", "operations"]
+__all__ = ["Expected", "Progress", "duration", "estimate", "marker", "operations", "under_way"]
 
 #: Multiplications and additions a second that one core may be expected to do in training.
 RATE = 2.5e10
@@ -201,6 +201,31 @@ class Progress:
 def marker(scratch: Path, run: Run) -> Path:
     """A file that is there while a run is under way; it holds its last epoch."""
     return scratch / f"{run.key}.running"
+
+
+def under_way(scratch: Path, run: Run) -> str:
+    """ "running, epoch 3 of 60"; "cut at epoch 3, .." if its process is gone; "" if not begun."""
+    try:
+        epoch = json.loads(marker(scratch, run).read_text()).get("epoch")
+    except FileNotFoundError:
+        return ""
+    except ValueError:  # it is being written, or was when its process was killed
+        epoch = None
+    if _locked(scratch / f"{run.key}.lock"):
+        return "running" + (f", epoch {epoch} of {run.config['epochs']}" if epoch else "")
+    return f"cut {f'at epoch {epoch}' if epoch else 'early'}, the same command goes on"
+
+
+def _locked(path: Path) -> bool:
+    """Whether some process holds this lock, which is gone with it however it ends."""
+    from filelock import FileLock, Timeout
+
+    try:
+        if path.exists():  # a look makes none
+            FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 def duration(seconds: float) -> str:
