@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import progress, runner, tables
+from seqrec_lib.study import progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
 from seqrec_lib.study.grid import Run, load_grid
 from seqrec_lib.study.progress import Expected
@@ -56,6 +56,21 @@ def test_a_setting_of_many_digits_is_the_setting_of_its_record(tmp_path):
     again = do(tmp_path, runs)
     assert again.skipped == runs and not again.done
     assert Store(tmp_path / "results").read(runs[0])["config"]["lr"] == 10**-3.5
+
+
+def test_a_damaged_record_is_named_with_the_command_for_its_folder(tmp_path, monkeypatch):
+    runs, folder = load_grid("quick"), tmp_path / "my results"
+    path = Store(folder).path(runs[0])
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.warns(UserWarning, match=r"study run --results '.*my results'` \(with the --grid"):
+        assert results(folder).empty
+    with pytest.warns(UserWarning, match="is left out"):
+        said = call("status", "--grid", "quick", "--results", folder, "--scratch", tmp_path)
+    assert f"{runs[0]}: damaged, {path}\n" in said and "1 damaged" in said
+    monkeypatch.setattr(records, "results_dir", lambda: folder)
+    with pytest.warns(UserWarning, match="study run` "):
+        assert results().empty
 
 
 @pytest.mark.parametrize("name", ["results", "runs"])

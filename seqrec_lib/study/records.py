@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -118,9 +119,14 @@ class Store:
                 yield read_record(path)
             except DamagedRecord as error:
                 warnings.warn(
-                    f"{error}; it is left out, and `python -m seqrec_lib study run` makes it again",
+                    f"{error}; it is left out, and {self._remedy()} makes it again",
                     stacklevel=2,
                 )
+
+    def _remedy(self) -> str:
+        here = self.root.resolve() == results_dir().resolve()
+        folder = "" if here else f" --results {shlex.quote(os.fspath(self.root))}"
+        return f"`python -m seqrec_lib study run{folder}` (with the --grid of these records)"
 
 
 def results_dir() -> Path:
