@@ -20,6 +20,17 @@ from .study.runner import run_grid
 LEFT = 3
 
 
+@contextmanager
+def _refused_in_words():
+    """What cannot be read or written, a device that is not there: said without a traceback."""
+    try:
+        yield
+    except BrokenPipeError:  # whoever read this has seen enough
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Attention in sequential recommendation, from the command line."""
@@ -196,6 +207,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     show_default=True,
     help="Where `run` was told to keep its checkpoints.",
 )
+@_refused_in_words()
 def status(grid, only, results, scratch) -> None:
     """How far the grid is, data set by data set, and what is running, cut, failed or damaged."""
     runs, store = _runs(grid, only), Store(results)
@@ -225,6 +237,7 @@ def status(grid, only, results, scratch) -> None:
 )
 @_grid_options
 @click.option("--format", "form", type=click.Choice(["text", "csv", "html"]), default="text")
+@_refused_in_words()
 def table(kind, grid, only, results, form) -> None:
     """Show what was measured.
 
@@ -292,6 +305,7 @@ def profile(datasets, results) -> None:
     show_default=True,
     help="Its suffix says the format: svg, png, pdf.",
 )
+@_refused_in_words()
 def plot(kind, grid, only, results, output) -> None:
     """Draw what was measured.
 
@@ -315,9 +329,17 @@ def plot(kind, grid, only, results, output) -> None:
     if found["split"].nunique() > 1 and kind in ("regimes", "weightings"):
         found["dataset"] += " (" + found["split"] + ")"
     if kind == "regimes":
-        ax = plotting.regimes(tables.regimes(found), tables.published_regimes())
+        points = tables.regimes(found).dropna(subset=["mixing", "g"])
+        if points.empty:
+            raise click.ClickException(
+                "no data set here has two seeds or more of both softmax and uniform; "
+                "`study table regimes` says what is missing"
+            )
+        ax = plotting.regimes(points, tables.published_regimes())
     elif kind == "curves":
-        ax = plotting.learning_curves(tables.histories(found))
+        if not (curves := tables.histories(found)):
+            raise click.ClickException("what counts pairs has no epochs, and so no curve")
+        ax = plotting.learning_curves(curves)
     elif kind == "length":
         _one_setting(found)
         ax = plotting.by_length(tables.by_length(found))
@@ -329,18 +351,8 @@ def plot(kind, grid, only, results, output) -> None:
             ),
             "name",
         )
-    with _refused_in_words():
-        ax.figure.savefig(output)
+    ax.figure.savefig(output)
     click.echo(f"written: {output}")
-
-
-@contextmanager
-def _refused_in_words():
-    """What cannot be written, a device that is not there: said without a traceback."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
 
 
 def _one_setting(found) -> None:

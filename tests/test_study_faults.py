@@ -283,6 +283,22 @@ def test_a_figure_that_cannot_be_written_is_said_in_words(small, tmp_path):
     assert "nodir" in call(*here, tmp_path / "nodir" / "x.svg", code=1)
 
 
+@pytest.mark.parametrize("command", ["status", "table benchmark", "table effects", "plot curves"])
+def test_a_folder_of_records_that_is_a_file_is_said_in_words(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = call(*command.split(), "--grid", "quick", "--results", tmp_path / "file", code=1)
+    assert said.startswith("Error: ") and "file" in said
+
+
+def test_a_figure_of_nothing_is_not_written(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "_records", lambda *_: table)
+    table, here = results(small, split="leave-one-out"), ("--output", tmp_path / "x.svg")
+    assert "two seeds or more of both" in call("plot", "regimes", *here, code=1)
+    table = table.assign(curve=[{}] * len(table))  # as for what counts pairs
+    assert "no curve" in call("plot", "curves", *here, code=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_exit_code_says_whether_the_same_line_has_more_to_do(tmp_path, monkeypatch):
     done, busy, failed = grid()
     for ends, code in (
