@@ -293,6 +293,31 @@ def test_candidates_are_compared_on_the_seeds_they_share(root, tmp_path):
     assert table["variant"].iloc[0] == "main" and table["seeds"].iloc[0] == 2
 
 
+def test_candidates_without_a_seed_in_common_are_not_compared(tmp_path):
+    for run in load_grid(GRID):
+        seed = {"main": 0, "dropout-0.1": 1}.get(run.variant)
+        if run.dataset == "world-markov" and run.seed == seed:
+            content = {**record(0.5 + seed / 10, [0.1]), "config": dict(run.config)}
+            Store(tmp_path).write(run, content)
+    table = chosen(["main", "dropout-0.1"], grid=GRID, root=tmp_path, dataset="world-markov")
+    assert set(table["tried"]) == {"2 of 2"}
+    assert set(table["variant"]) == {""} and set(table["seeds"]) == {0}
+    assert (table["missing"] != "").all() and table["dropout"].isna().all()
+
+
+def test_a_refit_chooses_nothing(tmp_path):
+    splits = ["leave-one-out", "leave-one-out-refit"]
+    grid = {**GRID, "runs": [{"datasets": ["world-markov"], "splits": splits}]}
+    for run in load_grid(grid):
+        content = {**record(0.5, [0.1]), "config": dict(run.config)}
+        if run.split == "leave-one-out-refit":
+            content |= {"validation": {}, "validation_filtered": {}}
+        Store(tmp_path).write(run, content)
+    table = chosen(["main"], grid=grid, root=tmp_path)
+    assert list(table.index.get_level_values("split")) == ["leave-one-out"]
+    assert table["variant"].iloc[0] == "main"
+
+
 # ---- figures -----------------------------------------------------------------------------------
 
 

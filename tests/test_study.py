@@ -103,6 +103,7 @@ def test_the_nearer_setting_wins_and_baselines_are_done_once():
         (with_runs({}, {"lr": 1.0}), "block 2 .*variant"),
         ({**TINY, "datasets": {"beuty": {"dim": 4}}}, r"\[datasets.beuty\]: no data set 'beuty'"),
         (with_runs({"variant": "a/b"}), "variant = 'a/b' names a file"),
+        (with_runs({"variant": "none"}), "block 1 .*would name the runs of main"),
         (with_runs({"weighting": {"reading": "weights"}}), "'softmax' has no setting reading"),
         (with_runs({"attentions": ["wasserstein"]}), "made for Gaussians, and SASRec has none"),
         (with_runs({"models": ["stosa"], "attentions": ["uniform-loose"]}), "the strict form"),

@@ -251,7 +251,7 @@ def chosen(
     """For each weighting the variant that is best on validation, and what it reaches on test.
 
     Candidates are compared on the seeds they share, so that none wins by having more of them, and
-    by the :func:`ruler` their epochs were chosen by.
+    by the :func:`ruler` their epochs were chosen by. A refit validates on nothing, and is left out.
 
     Args:
         candidates: variants to choose among, such as ``["main", "dropout-0.2"]``.
@@ -259,9 +259,9 @@ def chosen(
 
     Returns:
         a row for each data set, split, model, attention and loss: ``tried`` (candidates with
-        records, of those the grid has), ``variant`` (the choice, "" without records) and its
-        values of ``settings``, ``seeds``, ``validation``, ``test`` (means over its seeds, by that
-        ruler) and ``missing``, the command for the rest.
+        records, of those the grid has), ``variant`` (the choice, "" where they share no seed) and
+        its values of ``settings``, ``seeds``, ``validation``, ``test`` (means over its seeds, by
+        that ruler) and ``missing``, the command for the rest.
     """
     import pandas as pd
 
@@ -272,6 +272,8 @@ def chosen(
         run = group[0]
         if run.variant not in candidates or not run.config.keys() >= {*settings}:
             continue  # what counts pairs has no dropout
+        if run.split.endswith("-refit"):
+            continue  # no validation, no choice
         key = (run.dataset, run.split, run.model, run.attention, run.loss)
         groups.setdefault(key, {})[run.variant] = group
     for key, variants in groups.items():
@@ -283,8 +285,9 @@ def chosen(
         found = {name: records for name, records in found.items() if records}
         shared = set.intersection(*map(set, found.values())) if found else set()
         reached = {
-            name: np.mean([records[seed][validation][metric] for seed in shared or records])
+            name: np.mean([records[seed][validation][metric] for seed in shared])
             for name, records in found.items()
+            if shared
         }
         best = max(reached, key=reached.get) if reached else ""
         records = list(found.get(best, {}).values())

@@ -221,6 +221,8 @@ def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
             f"variant = {variant!r} names a file; it must be a string of letters, digits, '_', "
             "'-' and '.'"
         )
+    if variant == "none":  # which a run's name leaves out, as it does "main"
+        raise ValueError('variant = "none" would name the runs of main; choose another name')
     lists = {
         name: block.get(name, grid.get("seeds", default) if name == "seeds" else default)
         for name, default in LISTS.items()
