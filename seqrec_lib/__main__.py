@@ -178,7 +178,9 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     with _refused_in_words():
         pick_device(options["device"])
         if dry_run:
-            _dry_run(runs, Store(results), options["jobs"], options["device"])
+            # how many workers a cluster has is not asked
+            jobs = None if scheduler else options["jobs"]
+            _dry_run(runs, Store(results), jobs, options["device"])
             return
     backend = "dask" if scheduler else backend
     with _refused_in_words(), _cluster(backend, scheduler, options["jobs"]):
@@ -367,13 +369,14 @@ def _one_setting(found) -> None:
         )
 
 
-def _dry_run(runs: list[Run], store: Store, jobs: int, device: str) -> None:
+def _dry_run(runs: list[Run], store: Store, jobs: int | None, device: str) -> None:
     todo = [run for run in runs if store.state(run) != "done"]
-    cost = estimate(todo, store, device)
+    cost = {run: each.seconds for run, each in estimate(todo, store, device).items()}
     for run in todo:
-        click.echo(f"{duration(cost[run].seconds):>8}  {run}")
-    total = duration(sum(each.seconds for each in cost.values()) / jobs)
-    click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} with {jobs} at a time")
+        click.echo(f"{duration(cost[run]):>8}  {run}")
+    total = duration(max(sum(cost.values()) / (jobs or 1), max(cost.values(), default=0.0)))
+    how = f"with {jobs} at a time" if jobs else "of computing, on however many workers"
+    click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} {how}")
 
 
 def _cluster(backend: str, scheduler: str | None, jobs: int):

@@ -299,6 +299,17 @@ def test_a_figure_of_nothing_is_not_written(small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_is_as_long_as_its_longest_run_and_claims_nothing_of_a_cluster(
+    tmp_path, monkeypatch
+):
+    cost = {run: Expected(3600.0 * (run.model == "sasrec"), 1.0) for run in load_grid("quick")}
+    monkeypatch.setattr(command_line, "estimate", lambda runs, *_: {run: cost[run] for run in runs})
+    here = ("run", "--dry-run", "--grid", "quick", "--results", tmp_path, "--jobs", "500")
+    assert "about 60 min with 500 at a time" in call(*here)
+    said = call(*here, "--scheduler", "tcp://nowhere:1")
+    assert "at a time" not in said and "h of computing" in said
+
+
 def test_the_exit_code_says_whether_the_same_line_has_more_to_do(tmp_path, monkeypatch):
     done, busy, failed = grid()
     for ends, code in (
