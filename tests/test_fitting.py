@@ -173,10 +173,9 @@ def test_negatives_are_never_the_user_s_own_and_otherwise_uniform():
     sequences = [rng.permutation(np.arange(1, 31))[: rng.integers(2, 28)] for _ in range(12)]
     train = sr.Interactions([s.tolist() for s in sequences], num_items=30)
     draw = Negatives(train, 50, torch.device("cpu"))
-    counts = np.zeros((12, 31), dtype=int)
-    torch.manual_seed(0)
+    counts, source = np.zeros((12, 31), dtype=int), torch.Generator().manual_seed(0)
     for batch in Batches(train, 40, 4, torch.device("cpu")).epoch(rng):
-        drawn = draw(batch)
+        drawn = draw(batch, [source])
         assert drawn.shape == (len(batch.targets), 50)
         np.add.at(counts, (batch.users[:, None].numpy(), drawn.numpy()), 1)
     for user, sequence in enumerate(sequences):
@@ -189,7 +188,8 @@ def test_a_user_who_took_everything_still_gets_negatives():
     train = sr.Interactions([[1, 2, 3], [1, 2]], num_items=3)
     draw = Negatives(train, 6, torch.device("cpu"))
     for batch in Batches(train, 5, 2, torch.device("cpu")).epoch(np.random.default_rng()):
-        assert draw(batch).min() >= 1 and draw(batch).max() <= 3
+        drawn = draw(batch, [torch.Generator()])
+        assert drawn.min() >= 1 and drawn.max() <= 3
 
 
 # -- the same again ----------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -320,11 +322,11 @@ def test_two_commands_do_not_do_one_run_twice(tiny, tmp_path):
     assert report.busy == runs[:1] and report.done == runs[1:]
 
 
-LONGER = {**TINY, "config": {**TINY["config"], "epochs": 12}}
+LONGER = {**TINY, "config": {**TINY["config"], "epochs": 40, "patience": None}}
 
 
 def do_longer(folder):
-    fitting.SAVE_EVERY = 0.05  # so that some epochs are in the file and some are not
+    fitting.SAVE_EVERY = 0.02  # so that some epochs are in the file and some are not
     run_grid(
         load_grid(LONGER),
         results=folder / "results",
@@ -334,6 +336,7 @@ def do_longer(folder):
 
 
 def test_twenty_interruptions_leave_no_trace(tmp_path):
+    """Each in the midst of a training, which the next command goes on with."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["seqrec_lib.study"])
 
@@ -351,18 +354,104 @@ def test_twenty_interruptions_leave_no_trace(tmp_path):
     undisturbed = start(tmp_path / "undisturbed")
     undisturbed.join()
     assert undisturbed.exitcode == 0
-    rng, cut, folder = random.Random(0), 0, tmp_path / "cut-0"
+    rng, begun, cut, folder = random.Random(0), 0, 0, tmp_path / "cut-0"
     while cut < 20:
+        begun += 1
+        assert begun < 200, f"only {cut} interruptions met a training"
         process = start(folder)
-        process.join(rng.uniform(0.0, 0.5))
-        try:
+        while process.is_alive() and not any((folder / "runs").glob("[!.]*.pt")):
+            process.join(0.005)
+        process.join(rng.uniform(0.0, 0.2))
+        if process.is_alive():
             os.kill(process.pid, [signal.SIGKILL, signal.SIGINT][cut % 2])
-            cut += 1
-        except ProcessLookupError:  # on a fast machine it was done: on with another study
-            finish(folder)
-            folder = tmp_path / f"cut-{cut}"
         process.join()
+        cut += any((folder / "runs").glob("[!.]*.pt"))  # to go on from
+        if len([*folder.glob("results/*/*.json")]) == len(load_grid(LONGER)):
+            finish(folder)
+            folder = tmp_path / f"cut-{begun}"
     finish(folder)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+def test_the_processes_of_a_killed_command_end_with_it(tmp_path):
+    """Nobody waits for what they do, and the next command needs their cores and their locks."""
+    grid = {**TINY, "seeds": list(range(8)), "config": {**TINY["config"], "epochs": 100_000}}
+    grid["config"]["patience"] = None
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    code = (
+        "import json; from seqrec_lib.study.grid import load_grid; "
+        "from seqrec_lib.study.runner import run_grid; "
+        "run_grid(load_grid(json.load(open('grid.json'))), results='r', scratch='s', jobs=2)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    wait_until(lambda: len([*tmp_path.glob("s/*.running")]) >= 2 or command.poll() is not None)
+    workers = children(command.pid)
+    command.kill()
+    command.wait()
+    assert len(workers) >= 2
+    wait_until(lambda: not any(map(alive, workers)))
+    assert not [*tmp_path.glob("r/*/*.json")]
+
+
+def wait_until(what, seconds=90):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds} seconds"
+        time.sleep(0.1)
+
+
+def children(parent):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def alive(pid):
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def stop(which, entry):
+    raise KeyboardInterrupt
+
+
+def test_a_record_names_every_code_and_device_that_its_training_went_through(tmp_path, monkeypatch):
+    run, places = load_grid(TINY)[0], {"checkpoint": tmp_path / "run.pt"}
+    for code in "aab":
+        monkeypatch.setattr(runner, "_describe", lambda where, code=code: f"cpu: {code}")
+        if code == "a":
+            with pytest.raises(KeyboardInterrupt):
+                run_one(run, code=code, on_epoch=stop, **places)
+    record = run_one(run, code="b", **places)
+    assert record["code_version"] == "a, then b" and record["device"] == "cpu: a, then cpu: b"
+
+
+def test_other_data_are_neither_trained_on_further_nor_put_beside(tmp_path, monkeypatch):
+    first, second = load_grid(TINY)[:2]
+    places = {"results": tmp_path / "results", "scratch": tmp_path / "s", "say": lambda text: None}
+    assert run_grid([first], **places).done == [first]
+    with pytest.raises(KeyboardInterrupt):
+        run_one(second, code="a", on_epoch=stop, checkpoint=tmp_path / "run.pt")
+    monkeypatch.setattr(runner, "data_sha256", lambda inter: "0" * 64)
+    runner._data.cache_clear()
+    (why,) = run_grid([second], **places).failed.values()
+    assert "1 records of world-markov are of other data" in why and "--results" in why
+    again = run_one(second, code="b", checkpoint=tmp_path / "run.pt")
+    assert again["code_version"] == "b" and again["epochs"] == 3
+    runner._data.cache_clear()
+
+
+def test_a_record_under_the_name_of_another_run_is_damaged(tiny, tmp_path):
+    run, other = load_grid(TINY)[:2]
+    store = Store(tmp_path)
+    store.path(other).parent.mkdir(parents=True)
+    store.path(other).write_bytes(Store(tiny).path(run).read_bytes())
+    assert store.state(other) == "damaged"
+    with pytest.raises(DamagedRecord, match="it is the record of world-markov"):
+        store.read(other)
+    with pytest.warns(UserWarning, match="it is the record of"):
+        assert results(tmp_path).empty
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):

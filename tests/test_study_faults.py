@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from filelock import FileLock
 
@@ -23,6 +24,7 @@ from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
 from seqrec_lib.training import TrainingDiverged
+from seqrec_lib.training.checkpoints import load_checkpoint, save_checkpoint
 
 SMALL = {
     "seeds": [0, 1, 2],
@@ -95,6 +97,22 @@ def test_a_full_disk_ends_no_study_without_a_report(tmp_path, monkeypatch):
     report = do(tmp_path, grid())
     assert len(report.failed) == 3
     assert all("No space left" in why for why in report.failed.values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets a limit that Windows has not")
+def test_a_checkpoint_that_finds_no_room_says_so_and_leaves_the_last_one(tmp_path):
+    import resource
+
+    path, before = tmp_path / "run.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_checkpoint(path, {}, x=torch.zeros(1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(path, {}, x=torch.zeros(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert load_checkpoint(path, {})["x"].shape == (1,)
+    assert [each.name for each in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_a_run_that_was_thought_to_cost_nothing_ends_like_any_other(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ damaged or edited by hand is noticed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
-from .grid import WORLD, Run, defaults
+from .grid import AXES, WORLD, Run, defaults
 
 __all__ = ["DamagedRecord", "Store", "results", "results_dir"]
 
@@ -104,6 +105,17 @@ class Store:
         """How an outdated record was made, and how the run would be: "dim 8, now 12"."""
         changed = _changed(run, read_record(self.path(run))["config"])
         return "; ".join(f"{name} {was}, now {now}" for name, (was, now) in changed.items())
+
+    def of_other_data(self, run: Run, sha256: str) -> list[Path]:
+        """Whole records of the run's data set, drawn alike if it is a world, with another hash."""
+        drawn, found = json.loads(json.dumps(run.config["data"])), []
+        for path in sorted(self.path(run).parent.glob("[!.]*.json")):
+            with contextlib.suppress(DamagedRecord):
+                record = read_record(path)
+                mine = (record["dataset"], record["config"].get("data")) == (run.dataset, drawn)
+                if mine and record["data_sha256"] != sha256:
+                    found.append(path)
+        return found
 
     def set_aside(self, run: Run) -> Path:
         """Rename a damaged record, so that it is out of the way but not lost."""
@@ -222,11 +234,15 @@ def read_record(path: Path) -> dict[str, Any]:
     """One record, checked.
 
     Raises:
-        DamagedRecord: it is not JSON, lacks a field, or is not what was written.
+        DamagedRecord: it is not JSON, lacks a field, is not what was written, or is the record of
+            another run than its name says.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         validate(record)
+        of = Run(**{name: record[name] for name in AXES})
+        if path.parts[-2:] != of.path.parts:
+            raise ValueError(f"it is the record of {of}")
     except ValueError as error:
         raise DamagedRecord(f"{path} is no whole record ({error})") from error
     return record

@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -118,7 +119,8 @@ def run_job(
             and the peak memory that of all.
         device: as in :func:`~seqrec_lib.fit`.
         threads: of torch on a CPU; part of the record, for sums depend on their order.
-        checkpoint: as in :func:`~seqrec_lib.fit`.
+        checkpoint: as in :func:`~seqrec_lib.fit`; a file beside it says by which code and on what
+            device the job was begun, and where it went on by or on another, the record names all.
         keep_models: a folder for the trained models.
         code: the version of the code, where it was found out before.
         on_epoch: called with (which run, the entry of its history).
@@ -131,6 +133,9 @@ def run_job(
     _reset_peak_memory(where)
     try:
         split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
+        code, device = code or code_version(), _describe(where)
+        if checkpoint is not None:
+            code, device = _went_on(Path(checkpoint), run, sha256, code, device)
         if run.model in BASELINES:
             trained = [_fit_baseline(run, split)]
         else:
@@ -147,8 +152,8 @@ def run_job(
                 "data_sha256": sha256,
                 "seeds_at_once": len(job),
                 "peak_memory_mb": _peak_memory(where),
-                "device": _describe(where), "threads": threads,
-                "code_version": code or code_version(), "versions": _versions(),
+                "device": device, "threads": threads,
+                "code_version": code, "versions": _versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             }  # fmt: skip
     finally:
@@ -385,6 +390,8 @@ def run_grid(
         seeds_at_once = pick_device(device).type == "cuda"
     jobs_todo = _jobs(todo, scratch) if seeds_at_once else [(run,) for run in todo]
     done = set(report.skipped)  # of which some are trained again with the other seeds of a job
+    if more := [run for job in jobs_todo for run in job if run not in done | set(todo)]:
+        say(f"{len(more)} runs more, which were begun with these: {', '.join(map(str, more))}")
     expected = estimate((run for job in jobs_todo for run in job if run not in done), store, device)
     longest = max((each.seconds for each in expected.values()), default=0.0)
     together = sum(each.seconds for each in expected.values()) / jobs
@@ -400,7 +407,7 @@ def run_grid(
         device=device,
         keep_models=keep_models and Path(keep_models).resolve(),
         code=code_version(),
-        master=os.getpid(),
+        master=os.getpid() if backend == "loky" else None,
         deadline=time.time() + 60 * time_limit if time_limit is not None else math.inf,
     )
     with Progress(expected, scratch, jobs, say) as progress:
@@ -531,18 +538,25 @@ def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
         yield from _all(job, "failed", str(error)) if error else future.result()
 
 
+def _orphaned(master: int | None) -> bool:
+    """Whether the command that started this process is gone (None: a cluster's did)."""
+    return master is not None and master not in (os.getpid(), os.getppid())
+
+
 def _perform(
-    job: Job, results: Path, scratch: Path, master: int, deadline: float, **options: Any
+    job: Job, results: Path, scratch: Path, master: int | None, deadline: float, **options: Any
 ) -> list[Outcome]:
     """One job, from its locks to its records."""
     from filelock import FileLock, Timeout
 
+    if _orphaned(master):  # and was given its next job before
+        os._exit(1)
     if time.time() > deadline:
         return _all(job, "cut")
-    store, checkpoint, child = Store(results), scratch / f"{_name(job)}.pt", os.getppid() == master
+    store, checkpoint = Store(results), scratch / f"{_name(job)}.pt"
 
     def on_epoch(which: int, entry: dict[str, float]) -> None:
-        if child and os.getppid() != master:
+        if _orphaned(master):
             raise KeyboardInterrupt("the command that started this run is gone")
         marker(scratch, job[which]).write_text(json.dumps(entry))
         if time.time() > deadline:
@@ -559,9 +573,9 @@ def _perform(
             # Some may have been done by another process, since we looked.
             missing = [run for run in job if store.state(run) != "done"]
             if missing:
+                _refuse_other_data(store, job[0])
                 for run in missing:
                     marker(scratch, run).write_text("{}")
-                _forget_other_settings(checkpoint, job[0])
                 here = {"checkpoint": checkpoint, "on_epoch": on_epoch}
                 there = set(job) - set(missing)
                 for run, record in run_job(job, measured=there, **here, **options):
@@ -581,6 +595,10 @@ def _perform(
         return _all(job, "busy")
     except OutOfTime:
         return _all(job, "cut")
+    except KeyboardInterrupt:
+        if _orphaned(master):  # nobody waits for this process, which else would wait for work
+            os._exit(1)
+        raise
     except Exception as error:
         detail = traceback.format_exc()
         with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
@@ -592,8 +610,21 @@ def _perform(
     if len(job) == 1:
         return _all(job, "failed", detail)
     # One seed diverged, or all together took too much memory: let the others not pay for it.
+    reason = detail.strip().splitlines()[-1]
+    warnings.warn(f"{_name(job)} failed ({reason}); its seeds are done one by one", stacklevel=2)
     alone = {"results": results, "scratch": scratch, "master": master, "deadline": deadline}
     return [end for run in job for end in _perform((run,), **alone, **options)]
+
+
+def _refuse_other_data(store: Store, run: Run) -> None:
+    """Raise ValueError where records of a run's data set are of another file or world than here."""
+    here = _data(run.dataset, run.split, json.dumps(run.config["data"]))[1]
+    if others := store.of_other_data(run, here):
+        raise ValueError(
+            f"{len(others)} records of {run.dataset} are of other data than there is here, such as "
+            f"{others[0]}: in one table they would be compared. Write to another folder "
+            "(--results), get the data they were made with, or set them aside"
+        )
 
 
 def _all(job: Job, status: str, detail: str = "") -> list[Outcome]:
@@ -611,17 +642,35 @@ def _settings(checkpoint: Path) -> Path:
 
 def _made_with(checkpoint: Path, run: Run) -> bool:
     """Whether a checkpoint was made with the configuration of ``run``."""
-    beside = _settings(checkpoint)
-    return beside.exists() and beside.read_text() == _text(run)
+    return _beside(checkpoint).get("config") == _plain(run)
 
 
-def _text(run: Run) -> str:
-    return json.dumps(dict(run.config), sort_keys=True)
+def _beside(checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint; nothing where it is not there, or nothing is known."""
+    try:
+        known = json.loads(_settings(checkpoint).read_text()) if checkpoint.exists() else {}
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
-def _forget_other_settings(checkpoint: Path, run: Run) -> None:
-    """Delete a checkpoint that was made with another configuration."""
-    if checkpoint.exists() and not _made_with(checkpoint, run):
-        checkpoint.unlink()
+def _plain(run: Run) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(run.config)))
+
+
+def _went_on(checkpoint: Path, run: Run, sha256: str, code: str, device: str) -> tuple[str, str]:
+    """By which code and on what device a job is done, from its beginning to now.
+
+    A checkpoint of another configuration or of other data is deleted.
+    """
+    known, of = _beside(checkpoint), {"config": _plain(run), "data_sha256": sha256}
+    if any(known.get(name) != value for name, value in of.items()):
+        checkpoint.unlink(missing_ok=True)
+        known = {}
+    by = {}
+    for name, here in (("code_version", code), ("device", device)):
+        before = known.get(name, [])
+        by[name] = before if before[-1:] == [here] else [*before, here]
     with atomic_path(_settings(checkpoint)) as temporary:
-        temporary.write_text(_text(run))
+        temporary.write_text(json.dumps({**of, **by}))
+    return tuple(", then ".join(names) for names in by.values())

@@ -130,10 +130,13 @@ class Negatives:
             for array in (users * (num_items + 1) + items - before, starts, num_items - taken)
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """(n, count) items, for the n positions of a batch."""
+    def __call__(self, batch: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+        """(n, count) items, for the n positions of a batch; each model's by its own generator."""
         users = batch.users[:, None]
-        draws = torch.randint(2**62, (len(users), self.count), device=users.device)
+        draws = torch.cat([
+            torch.randint(2**62, (size, self.count), generator=own, device=users.device)
+            for size, own in zip(batch.sizes, generators, strict=True)
+        ])  # fmt: skip
         rank = draws % self.free[users] + 1
         thresholds = users * (self.num_items + 1) + rank
         passed = torch.searchsorted(self.thresholds, thresholds, right=True)

@@ -19,8 +19,10 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 def save_checkpoint(path: str | os.PathLike, identity: dict[str, Any], **state: Any) -> None:
     """Write tensors and plain data, atomically. ``identity`` says which run this is."""
+    file = io.BytesIO()  # torch.save itself would not say that a disk is full
+    torch.save({"identity": _text(identity), **state}, file)
     with atomic_path(path) as temporary:
-        torch.save({"identity": _text(identity), **state}, temporary)
+        temporary.write_bytes(file.getbuffer())
 
 
 def _text(identity: dict[str, Any]) -> str:

@@ -351,8 +351,10 @@ def train(
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
 
-    def step(batch: Batch) -> tuple[Tensor, Tensor]:
-        drawn = [None] * len(active) if sampler is None else sampler(batch).split(batch.sizes)
+    def step(batch: Batch, draws: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        drawn = [None] * len(active)
+        if sampler is not None:
+            drawn = sampler(batch, draws).split(batch.sizes)
         # On a CPU bfloat16 pays in the loss alone (benchmarks/bench_training.py).
         with _mixed(where, recipe.precision if where.type != "cpu" else "float32"):
             known = _at(learner.encode(batch.items), batch)
@@ -387,16 +389,17 @@ def train(
             epoch, start = len(active[0].history) + 1, time.perf_counter()
             # Seeded anew each epoch, so that a run can be taken up at any epoch's start.
             states = [np.random.SeedSequence([member.seed, epoch]) for member in active]
-            _seed(where, int(states[0].generate_state(1, np.uint64)[0] >> 1))
+            _seed(where, _word(states[0], 0))
             for member in active:
                 member.model.train()
             losses, gradients = _Losses(members, active, epoch), []
             rngs = [np.random.default_rng(state) for state in states]
+            draws = [torch.Generator(where).manual_seed(_word(state, 1)) for state in states]
             for number, batch in enumerate(batches.epoch(*rngs)):
                 for group in optimizer.param_groups:
                     done = (epoch - 1) * len(batches) + number
                     group["lr"] = recipe.learning_rate(done, len(batches))
-                values, lengths = step(batch)
+                values, lengths = step(batch, draws)
                 losses.add(values)
                 gradients.append(lengths)
             learner.write_back()
@@ -437,6 +440,11 @@ def train(
     for member in members:
         member.finish()
     return [member.history for member in members]
+
+
+def _word(state: np.random.SeedSequence, which: int) -> int:
+    """A seed for a generator of torch's; negatives have one of their own, whoever trains beside."""
+    return int(state.generate_state(which + 1, np.uint64)[which] >> 1)
 
 
 class _Losses:

@@ -44,7 +44,7 @@ def fit_seeds(
 
     Each model sees its own batches in its own order, stops by its own validation score, and is
     left at its own best epoch. Without dropout the weights equal those of :func:`fit` up to
-    rounding; with it they are other draws from the same distribution.
+    rounding, whatever the loss; with it they are other draws from the same distribution.
 
     Args:
         models: alike in everything but their parameters' values.
