@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -162,8 +163,8 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     end and keeps no other from being done. Several such commands may share the folders of
     results and scratch. On a terminal a bar shows how far it is; elsewhere `status` tells.
 
-    The exit code is 0 when nothing is left, 1 when a run failed, and 3 when none did but some are
-    left: time was up, or another process is at them.
+    The exit code is 0 when nothing is left, 1 when a run failed, 3 when none did but some are
+    left (time was up, or another process is at them), and 130 when it was interrupted.
 
     On a GPU, all seeds of a setting are trained at once; some jobs beside each other keep it
     busy. Where it is lent for minutes, do the study in pieces, with the same line again and
@@ -183,7 +184,11 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
             _dry_run(runs, Store(results), jobs, options["device"])
             return
     backend = "dask" if scheduler else backend
-    with _refused_in_words(), _cluster(backend, scheduler, options["jobs"]):
+    with (
+        _interrupted_in_words(),
+        _refused_in_words(),
+        _cluster(backend, scheduler, options["jobs"]),
+    ):
         report = run_grid(runs, results=results, backend=backend, say=click.echo, **options)
     click.echo(
         f"{len(report.done)} done, {len(report.skipped)} before, {len(report.busy)} left to "
@@ -198,6 +203,19 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     if report.cut or report.busy:
         raise SystemExit(LEFT)
     click.echo("nothing is left")
+
+
+@contextmanager
+def _interrupted_in_words():
+    """Ctrl-C says what to do next; and what `timeout` or a scheduler sends ends a command alike."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on", err=True)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @study.command()

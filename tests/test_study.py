@@ -393,6 +393,25 @@ def test_the_processes_of_a_killed_command_end_with_it(tmp_path):
     assert not [*tmp_path.glob("r/*/*.json")]
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_command_says_that_it_goes_on(sent, tmp_path):
+    (tmp_path / "grid.toml").write_text(
+        "seeds = [0]\nconfig = {max_len = 8, dim = 8, epochs = 100000}\n"
+        "[datasets.world-markov]\ndata = {num_users = 80, num_items = 20, length = 8}\n"
+        '[[runs]]\ndatasets = ["world-markov"]\nattentions = ["softmax"]\n'
+    )
+    line = ["-m", "seqrec_lib", "study", "run", "--grid", "grid.toml", "--results", "r"]
+    command = subprocess.Popen(
+        [sys.executable, *line, "--scratch", "s", "--device", "cpu"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: any("epoch" in path.read_text() for path in tmp_path.glob("s/*.running")))
+    command.send_signal(sent)
+    _, said = command.communicate()
+    assert command.returncode == 130 and "interrupted; the same command goes on" in said
+    assert "Traceback" not in said
+
+
 def wait_until(what, seconds=90):
     end = time.monotonic() + seconds
     while not what():
