@@ -94,9 +94,9 @@ def chunked_cross_entropy(
 
     Args:
         queries: (n, D). table: (V, D). targets: (n,) rows of the table. bias: (V,) or None.
-        chunk: by default as many as make some 2^20 logits, but 64 to 512 (larger catalogues
-            gain most: ``benchmarks/bench_loss.py``); on a GPU, where each kernel costs its
-            start, as many as make 2^26.
+        chunk: by default as many as make some 2^20 logits, but 64 (in a lower precision 256) to
+            512: larger catalogues gain most (``benchmarks/bench_loss.py``). On a GPU, where each
+            kernel costs its start, as many as make 2^26.
 
     Raises:
         ValueError: n is 0.
@@ -104,16 +104,18 @@ def chunked_cross_entropy(
     if not len(targets):
         raise ValueError("no position to compute a loss on: no sequence has two items")
     kind = table.device.type
-    if chunk is None:
-        chunk = _chunk(len(table)) if kind == "cpu" else max(512, 2**26 // len(table))
     mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if mixed else table.dtype
+    if chunk is None and kind == "cpu":
+        chunk = _chunk(len(table), 64 if dtype == table.dtype else 256)
+    elif chunk is None:
+        chunk = max(512, 2**26 // len(table))
     return _ChunkedCrossEntropy.apply(queries, table, targets, bias, chunk, dtype)
 
 
-def _chunk(items: int) -> int:
+def _chunk(items: int, least: int) -> int:
     """Positions whose logits stay in a core's cache; by 64, see the padding below."""
-    return min(max(2**20 // items // 64, 1) * 64, 512)
+    return min(max(2**20 // items // 64 * 64, least), 512)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
