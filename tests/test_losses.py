@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import seqrec_lib as sr
-from seqrec_lib.training import LOSSES, chunked_cross_entropy
+from seqrec_lib.training import LOSSES, chunked_cross_entropy, losses
 
 NAMES = tuple(LOSSES)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -274,3 +274,10 @@ def test_all_of_a_step_is_on_the_device_of_its_model(kind, attention, loss, monk
     LOSSES[loss](model, tuple(flat) if kind.gaussian else flat[0], targets, negatives).backward()
     assert model.items.weight.grad.device.type == "meta"
     assert model.score(encoded).device.type == "meta"
+
+
+@pytest.mark.parametrize("items", [1, 400, 3_416, 12_101, 10**7])
+def test_a_chunk_is_neither_too_small_for_a_product_nor_too_large_for_a_cache(items):
+    rows = losses._chunk(items, least=64)
+    assert 64 <= rows <= 512 and rows % 64 == 0
+    assert rows * items <= 2**20 or rows == 64

@@ -177,3 +177,12 @@ def test_maps_share_a_scale_though_a_cell_is_unknown():
     maps = {"a": np.array([[0.5, np.nan], [0.1, 0.2]]), "b": torch.eye(2)}
     for ax in plotting.heatmaps(maps):
         assert ax.collections[0].get_clim() == (0, 1)
+
+
+def test_a_bar_beside_heatmaps_says_what_the_colours_mean_and_what_lies_beyond():
+    maps = {"a": np.eye(3), "b": 2 * np.eye(3)}
+    assert len(plotting.heatmaps(maps)[0].figure.axes) == 2
+    axes = plotting.heatmaps(maps, meaning="weight", vmax=1)
+    *both, bar = axes[0].figure.axes
+    assert both == [*axes] and bar.get_ylabel() == "weight"
+    assert axes[0].collections[0].colorbar.extend == "max"
