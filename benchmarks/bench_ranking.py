@@ -18,7 +18,8 @@ import seqrec_lib as sr
 from seqrec_lib.data.batching import pad
 
 MAX_LEN = {"ml-1m": 200, "ml-100k": 200}
-CASES = ("products", "SASRec", "SASRec, sort", "Popularity", "MarkovChain", "ItemKNN")
+WHOLE = "SASRec, 256 users at once"
+CASES = ("products", "SASRec", WHOLE, "SASRec, sort", "Popularity", "MarkovChain", "ItemKNN")
 
 
 @torch.inference_mode()
@@ -46,8 +47,9 @@ def measure(dataset: str, case: str, repeats: int, tiny: bool) -> tuple[int, flo
         model = getattr(sr, case)().fit(split)
     else:
         model = sr.SASRec(split.num_items, max_len=MAX_LEN.get(dataset, 50))
+    at_once = 256 if case == WHOLE else None
     work = {"products": products, "SASRec, sort": rank_by_sorting}.get(
-        case, lambda model, part: sr.evaluate(model, split)
+        case, lambda model, part: sr.evaluate(model, split, batch_size=at_once)
     )
     return len(split.test), fastest(lambda: work(model, split.test), repeats)
 

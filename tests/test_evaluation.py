@@ -197,6 +197,20 @@ def test_batches_and_modes_leave_no_trace(monkeypatch):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_longer_histories_are_the_fewer_are_encoded_at_once(monkeypatch):
+    monkeypatch.setattr("seqrec_lib.evaluation.ranking._POSITIONS_CPU", 100)
+    split = random_split(400, 400, seed=3, longest=12)
+    model, shapes = Dot(400, max_len=6).double(), []
+    encode = model.encode
+    model.encode = lambda items: shapes.append(tuple(items.shape)) or encode(items)
+    found = evaluate(model, split)
+    users, lengths = zip(*shapes, strict=True)
+    assert lengths == tuple(sorted(lengths, reverse=True)) and lengths[0] == 6
+    assert all(n == max(100 // length, 16) for n, length in shapes[:-1])
+    assert max(users) > 16 and sum(users) == len(split.test)
+    assert np.array_equal(found.ranks, evaluate(model, split, batch_size=1).ranks)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_devices_agree_and_the_model_comes_home(device):
     if device == "cuda" and not torch.cuda.is_available():

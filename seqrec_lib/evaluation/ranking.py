@@ -24,6 +24,9 @@ __all__ = ["evaluate", "evaluating"]
 # Scores held at once. On a CPU a chunk should stay in the cache: it is read four times.
 _CELLS_CPU, _CELLS_GPU = 2**21, 2**26
 
+# Positions encoded at once on a CPU, for the same reason (benchmarks/bench_ranking.py).
+_POSITIONS_CPU = 2**13
+
 
 def evaluate(
     model,
@@ -59,7 +62,8 @@ def evaluate(
         sampled_by: draw those items "uniform"ly, or by "popularity" in training; without
             replacement in both cases.
         seed: of the draw; models evaluated with one seed meet the same negatives.
-        batch_size: users encoded at once; by default 256, on a GPU 2,048.
+        batch_size: users encoded at once; by default as many as make some 8,192 positions, 16 to
+            256, and on a GPU 2,048.
         device: where to compute; by default where the model is. The model comes back.
         progress: show a bar.
 
@@ -140,8 +144,10 @@ def _score_chunks(
         return
     table, bias = model.readout()
     at_once = _users_at_once(model.num_items, table.device.type)
-    batch_size = batch_size or (256 if table.device.type == "cpu" else 2_048)
-    for batch in _every(order, batch_size):
+    if table.device.type != "cpu":
+        batch_size = batch_size or 2_048
+    lengths = histories.lengths.clip(1, model.max_len)
+    for batch in _every(order, batch_size) if batch_size else _of_like_size(order, lengths):
         items = pad(histories.select(batch), model.max_len)
         encoded = model.encode(items.to(table.device))
         if isinstance(encoded, tuple):  # STOSA: mean and covariance
@@ -241,6 +247,14 @@ def evaluating(model, device: torch.device | str | None) -> Iterator[None]:
 
 def _users_at_once(num_items: int, kind: str = "cpu") -> int:
     return max(16, (_CELLS_CPU if kind == "cpu" else _CELLS_GPU) // num_items)
+
+
+def _of_like_size(rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows in order, the longest first; of short histories more at once."""
+    while len(rows):
+        size = min(max(_POSITIONS_CPU // lengths[rows[0]], 16), 256)
+        yield rows[:size]
+        rows = rows[size:]
 
 
 def _every(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
