@@ -1,6 +1,12 @@
 """What all tests share."""
 
+import signal
+
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
