@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seqrec_lib.data import leave_one_out, read_interactions
 
 pytestmark = pytest.mark.filterwarnings("error")
-FAST = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FAST = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def recorded(model, items, what="weights"):
     return [tensors[what] for tensors in seen]
 
 
-generated = settings(max_examples=12, deadline=None)
+generated = settings(max_examples=12)
 
 
 @pytest.mark.parametrize(("kind", "spec"), CASES)
@@ -351,7 +351,7 @@ def loops(scores, module):
 @pytest.mark.parametrize("name", REFINED)
 @pytest.mark.parametrize("reading", ["scores", "weights"])
 @given(seed=st.integers(0, 1000), length=st.integers(1, MAX_LEN), width=st.integers(1, 8))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_refinements_follow_their_definitions(name, reading, seed, length, width):
     torch.manual_seed(seed)
     module = w.make_weighting({"name": name, "reading": reading, "width": width})

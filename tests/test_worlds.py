@@ -120,7 +120,7 @@ def ndcg(scores, targets):
 
 
 @given(world=any_world)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_world_is_a_log_with_its_truth(world):
     truth, items = world.truth, matrix(world)
     assert items.min() >= 1 and items.max() <= world.num_items
@@ -139,7 +139,7 @@ def test_a_world_is_a_log_with_its_truth(world):
 
 @pytest.mark.parametrize("name", ["markov", "series", "two_hop"])
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_oracle_and_best_are_what_the_rule_says(name, data):
     world = small(
         name,
