@@ -17,6 +17,7 @@ from seqrec_lib.study.comparison import (
     gains,
     holm,
     largest_rise,
+    paired,
     published_gains,
     relative_difference,
 )
@@ -184,13 +185,41 @@ def test_a_small_difference_is_equivalent_and_a_variant_can_be_compared(root):
     assert row["new"] == "awrsr-additive (on-weights)" and row["verdict"] == "equivalent"
     scattered, other = [0.4, 0.6, 0.5, 0.5], [0.45, 0.62, 0.41, 0.58]
     for pair in ((scattered, other), (other, scattered)):
-        assert module._judge(*pair, 0.05, 0.95)["verdict"] == "undecided"
-    assert module._judge([0.5] * 3, [0.5] * 3, 0.05, 0.95)["verdict"] == "undecided"
-    for pair in (([0.6], [0.5, 0.3]), ([0.6] * 2, [0.4] * 2)):  # one seed, or no spread
-        found = module._judge(*pair, 0.05, 0.95)
-        assert found["change"] == pytest.approx(0.5) and np.isnan([found["low"], found["p"]]).all()
+        assert module._judge(*pair, 0.05)["verdict"] == "undecided"
+    cases = {  # too few on one side, none at all, or no spread
+        "too few seeds": ([0.6, 0.6], [0.5, 0.3, 0.4]), "runs missing": ([], [0.4] * 3),
+        "undecided": ([0.6] * 3, [0.4] * 3),
+    }  # fmt: skip
+    for verdict, (x, y) in cases.items():
+        found = module._judge(x, y, 0.05)
+        assert found["verdict"] == verdict and np.isnan([found["low"], found["p"]]).all()
+        assert found["change"] == pytest.approx(0.5 if x else np.nan, nan_ok=True)
     # No gain is made of weightings that no grid has together
     assert gains("recency", grid=GRID, root=root).empty
+
+
+@pytest.mark.parametrize("broken, settles", [(1, True), (2, False), (4, False)])
+def test_no_verdict_where_half_of_the_runs_did_not_settle(root, tmp_path, broken, settles):
+    store = Store(tmp_path)
+    for run in load_grid(GRID):
+        if (content := Store(root).read(run)) is not None:
+            rises = run.attention == "awrsr-additive" and run.seed < broken
+            curve = {**content["curve"], "loss": [3.0, 3.03 if rises else 2.0, 1.0, 0.9]}
+            own = {name: content[name] for name in SCHEMA if name not in run.axes}
+            store.write(run, {**own, "curve": curve})
+    only = {"grid": GRID, "root": tmp_path, "dataset": "world-markov"}
+    told = "helps" if settles else "does not settle"
+    for sides in (("awrsr-additive", "softmax"), ("softmax", "awrsr-additive")):
+        (row,) = gains(*sides, **only).to_dict("records")
+        assert (row["verdict"] == told) == (sides[1] == "softmax" or not settles)
+        assert np.isfinite([row["low"], row["p"]]).all()
+    for steady in (None, 0.02):  # not asked, or more is allowed
+        assert gains(steady=steady, **only)["verdict"][0] == "helps"
+    table = results(tmp_path, dataset="world-markov", variant="main")
+    (pairs,) = paired(table, "NDCG@10").to_dict("records")
+    assert pairs["verdict"] == ("more" if settles else "does not settle")
+    assert paired(table, "NDCG@10", steady=None)["verdict"][0] == "more"
+    assert paired(table.drop(columns="curve"), "NDCG@10")["verdict"][0] == "more"
 
 
 def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):

@@ -22,8 +22,8 @@ from click.testing import CliRunner
 import seqrec_lib as sr
 from seqrec_lib import plotting
 from seqrec_lib.__main__ import main
+from seqrec_lib.study import comparison, progress, records, runner, tables
 from seqrec_lib.study import grid as grids
-from seqrec_lib.study import progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
@@ -735,14 +735,18 @@ def test_a_run_is_judged_by_the_ranking_its_epochs_were_chosen_by():
 def test_pairs_are_compared_seed_by_seed(invented):
     table = results(invented)
     table = table[(table["attention"] != "softmax") | (table["seed"] != 1)]  # a pair is broken
-    (row,) = tables.paired(table, "test NDCG@10", margin=0.01).to_dict("records")
+    (few,) = comparison.paired(table, "test NDCG@10").to_dict("records")
+    assert few["verdict"] == "too few seeds" and np.isnan([few["low"], few["p"]]).all()
+    two = {"min_seeds": 2}
+    (row,) = comparison.paired(table, "test NDCG@10", margin=0.01, **two).to_dict("records")
     assert (row["attention"], row["seeds"], row["verdict"]) == ("uniform", 2, "less")
+    assert row["p"] < 0.05
     assert row["difference"] == pytest.approx((0.30 - 0.50 + 0.35 - 0.54) / 2)
     # Student's t with one degree of freedom: 12.706 * sd / sqrt(2), sd = .01 / sqrt(2)
     assert row["high"] - row["difference"] == pytest.approx(12.706 * 0.005, rel=1e-3)
-    (other,) = tables.paired(table, "test NDCG@10", against="uniform").to_dict("records")
+    (other,) = comparison.paired(table, "test NDCG@10", "uniform", **two).to_dict("records")
     assert (other["difference"], other["verdict"]) == (pytest.approx(-row["difference"]), "more")
-    assert tables.paired(table, "test NDCG@10", against="last").empty
+    assert comparison.paired(table, "test NDCG@10", against="last").empty
 
 
 @pytest.mark.parametrize(
@@ -759,12 +763,12 @@ def test_the_verdict_on_pairs(invented, shift, margin, verdict):
     table = results(invented)
     table.loc[table["attention"] == "softmax", "x"] = values = np.array([0.3, 0.5, 0.9])
     table.loc[table["attention"] == "uniform", "x"] = values + shift
-    (row,) = tables.paired(table, "x", margin=margin).to_dict("records")
+    (row,) = comparison.paired(table, "x", margin=margin).to_dict("records")
     assert row["verdict"] == verdict
     share = margin / values.mean()  # the same margin, told as a share of softmax's mean
-    (row,) = tables.paired(table, "x", margin=share, relative=True).to_dict("records")
+    (row,) = comparison.paired(table, "x", margin=share, relative=True).to_dict("records")
     assert row["verdict"] == verdict
-    (one,) = tables.paired(table[table["seed"] == 0], "x").to_dict("records")
+    (one,) = comparison.paired(table[table["seed"] == 0], "x").to_dict("records")
     assert one["verdict"] == "too few seeds" and np.isnan(one["low"])
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import progress, records, runner, tables
+from seqrec_lib.study import comparison, progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
 from seqrec_lib.study.grid import Run, load_grid
 from seqrec_lib.study.progress import Expected
@@ -245,7 +245,7 @@ def test_the_command_for_what_is_missing_names_its_folder_and_can_be_pasted(tmp_
 
 @pytest.mark.parametrize("compare", [
     lambda t: tables.effects(t, margin=0),
-    lambda t: tables.paired(t, "test NDCG@10", margin=0),
+    lambda t: comparison.paired(t, "test NDCG@10", margin=0),
     lambda t: gains(margin=0),
 ])  # fmt: skip
 def test_a_margin_of_nothing_is_no_lack_of_spread(small, compare):
@@ -258,7 +258,7 @@ def test_pairs_of_variants_are_those_of_one_weighting(small):
     other = table.assign(variant="other", score=1.0)
     both = pd.concat([table.assign(score=2.0), other])
     both = pd.concat([both, both.assign(attention="uniform")])
-    found = tables.paired(both, "score", against="main", by="variant")
+    found = comparison.paired(both, "score", against="main", by="variant")
     assert set(found["attention"]) == {"softmax", "uniform"} and (found["difference"] == -1).all()
 
 

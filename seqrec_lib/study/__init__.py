@@ -8,6 +8,7 @@ from .comparison import (
     gains,
     holm,
     largest_rise,
+    paired,
     published_gains,
     relative_difference,
 )
@@ -21,7 +22,6 @@ from .tables import (
     effects,
     histories,
     missing,
-    paired,
     published,
     published_regimes,
     regimes,

@@ -1,13 +1,14 @@
 """Does one way of making weights gain anything over another, how much, and how surely?
 
-Relative differences over seeds between two settings of a grid, and what such a claim has to be
-weighed with: published gains, many tests at once, the smallest gain that so few seeds can show.
+Differences over seeds between two settings of a grid, by groups or by pairs, and what such a claim
+has to be weighed with: runs that did not train steadily, published gains, many tests at once, the
+smallest gain that so few seeds can show.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import optimize, stats
 
-from ..analysis.effects import checked_samples, equivalence
+from ..analysis.effects import checked_samples, equivalence, paired_difference
 from .grid import Run, load_grid
 from .records import Store, ruler, score
 from .tables import (
+    SETTING,
     Root,
     checked_margin,
     command,
@@ -40,12 +42,20 @@ __all__ = [
     "gains",
     "holm",
     "largest_rise",
+    "paired",
     "published_gains",
     "relative_difference",
 ]
 
 #: A weighting by its name, or one with a variant other than "main".
 Setting = str | tuple[str, str]
+
+#: Fewer seeds than these give no verdict.
+MIN_SEEDS = 3
+
+#: A run whose training loss once rose by more than this share of itself did not settle. No run
+#: without refinement rose by more than .003 (chapter 8).
+STEADY = 0.005
 
 
 # ---- the measure -------------------------------------------------------------------------------
@@ -131,6 +141,8 @@ def gains(
     margin: float = 0.05,
     level: float = 0.95,
     min_users: int | None = None,
+    min_seeds: int = MIN_SEEDS,
+    steady: float | None = STEADY,
     grid: str | Path | Mapping[str, Any] = "main",
     root: Root = None,
     **only: Any,
@@ -143,6 +155,9 @@ def gains(
         margin: the smallest gain or loss that matters, as a share of the reference.
         min_users: judge users with histories of each length apart, in groups of so many or more
             (those who fill the model's window are one group); None judges all as one.
+        min_seeds: from fewer there is neither interval nor verdict.
+        steady: a run whose training loss once rose by more (:func:`largest_rise`) did not settle;
+            None asks of none.
         only: keep the runs with these properties, such as ``dataset=["beauty", "ml-1m"]``.
 
     Returns:
@@ -151,14 +166,17 @@ def gains(
         smaller number), ``mean_reference``, ``mean_new``, ``change`` with ``low``, ``high``, ``p``
         (:func:`relative_difference`), the ``verdict``, and ``missing``, the command for runs
         without a record. Verdicts: "equivalent" (within the margin, by two one-sided tests), else
-        "helps" or "hurts" (an interval on one side of 0), else "undecided"; "runs missing" with
-        fewer than two seeds of either, when ``change`` stands without interval or p.
+        "helps" or "hurts" (an interval on one side of 0), else "undecided". Before all of these,
+        "runs missing" where one of the two has none, "too few seeds", when ``change`` stands
+        without interval or p, and "does not settle" where half of the runs or more of one did
+        not: a mean over failed and good runs is neither.
     """
     import pandas as pd
 
     checked_margin(margin)
     rows = []
     for setting, *sides, missing in _both(new, reference, grid, root, only):
+        restless = any(_restless((record["curve"] for record in side), steady) for side in sides)
         groups = [[(record, _groups(record, min_users)) for record in side] for side in sides]
         examples = [own for side in groups for _, own in side] or [_groups(None, min_users)]
         for length, example in examples[0].items():
@@ -170,12 +188,63 @@ def gains(
                 **setting, "metric": metric, "length": length, "users": example["users"],
                 "seeds": min(len(x), len(y)),
                 "mean_reference": mean_or_nan(y), "mean_new": mean_or_nan(x),
-                **_judge(x, y, margin, level), "missing": missing,
+                **_judge(x, y, margin, level, min_seeds, restless), "missing": missing,
             })  # fmt: skip
     columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "length",
                "users", "seeds", "mean_reference", "mean_new", "change", "low", "high", "p",
                "verdict", "missing"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def paired(
+    table: pd.DataFrame,
+    column: str,
+    against: str = "softmax",
+    by: str = "attention",
+    margin: float = 0.05,
+    relative: bool = False,
+    level: float = 0.95,
+    min_seeds: int = MIN_SEEDS,
+    steady: float | None = STEADY,
+) -> pd.DataFrame:
+    """``column`` of each weighting less that of ``against``, seed by seed.
+
+    Models that differ in weighting alone start from the same values and meet the same data, so
+    the runs of one seed are pairs.
+
+    Args:
+        table: with ``column``, a row a run, as from :func:`results`.
+        by: the column that names what is compared.
+        margin: the smallest difference that matters, in units of ``column``.
+        relative: read ``margin`` as a share of the mean of ``against``.
+        min_seeds, steady: as in :func:`gains`; a table without ``curve`` is not asked whether its
+            runs settled.
+
+    Returns:
+        a row for each setting that has ``against``, and each value of ``by`` other than that:
+        ``seeds`` (the pairs), ``mean``, ``mean_against``, ``difference`` with its Student
+        interval ``low``, ``high``, its ``p``, and the ``verdict``: "same" (within the margin, by
+        two one-sided tests), else "more" or "less" (an interval on one side of 0), else
+        "undecided"; "too few seeds" and "does not settle" as in :func:`gains`.
+    """
+    import pandas as pd
+
+    checked_margin(margin)
+    setting, rows = [name for name in SETTING if name != by], []
+    for key, group in table.groupby(setting, sort=False):
+        wide = group.pivot(index="seed", columns=by, values=column)
+        curves = group.groupby(by)["curve"] if "curve" in group else ()
+        restless = {name for name, own in curves if _restless(own, steady)}
+        for name in dict.fromkeys(group[by]) if against in wide else ():
+            if name != against:
+                pairs = wide[[name, against]].dropna().to_numpy(float)
+                scale = abs(mean_or_nan(pairs[:, 1])) if relative else 1.0
+                compared = _compare_pairs(*pairs.T, margin * scale, level, min_seeds)
+                if {name, against} & restless and compared["verdict"] != "too few seeds":
+                    compared["verdict"] = "does not settle"
+                rows.append({**dict(zip(setting, key, strict=True)), by: name, **compared})
+    columns = ["seeds", "mean", "mean_against", "difference", "low", "high", "p", "verdict"]
+    return pd.DataFrame(rows, columns=[*setting, by, *columns])
 
 
 def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softmax") -> pd.DataFrame:
@@ -232,12 +301,7 @@ def largest_rise(table: pd.DataFrame, share: float = 0.5) -> pd.Series:
     """
     import pandas as pd
 
-    def rise(curve: Mapping[str, Sequence[float]]) -> float:
-        losses = np.asarray(curve.get("loss", []), dtype=float)
-        losses = losses[: math.ceil(share * len(losses))]
-        return float(np.max(np.diff(losses) / losses[:-1], initial=0.0))
-
-    return pd.Series([rise(curve) for curve in table["curve"]], table.index, dtype=float)
+    return pd.Series([_rise(curve, share) for curve in table["curve"]], table.index, dtype=float)
 
 
 def chosen(
@@ -349,22 +413,64 @@ def _groups(record: Mapping[str, Any] | None, min_users: int | None) -> dict[str
     return {length: group for length, group in groups if group["users"] >= min_users}
 
 
-def _judge(x: list[float], y: list[float], margin: float, level: float) -> dict[str, Any]:
+def _judge(
+    x: list[float],
+    y: list[float],
+    margin: float,
+    level: float = 0.95,
+    min_seeds: int = MIN_SEEDS,
+    restless: bool = False,
+) -> dict[str, Any]:
     """The change of ``x`` over ``y`` and the verdict on it."""
     nothing = {"low": math.nan, "high": math.nan, "p": math.nan}
     bare = {"change": mean_or_nan(x) / mean_or_nan(y) - 1 if any(y) else math.nan, **nothing}
-    if min(len(x), len(y)) < 2:
+    if not (x and y):
         return {**bare, "verdict": "runs missing"}
+    if min(len(x), len(y)) < max(min_seeds, 2):
+        return {**bare, "verdict": "too few seeds"}
     try:
         found = relative_difference(x, y, level=level)
     except ValueError:  # every seed the same, or no hit at all
         return {**bare, "verdict": "undecided"}
-    if equivalence(y, x, margin, relative=True).equivalent:
+    if restless:
+        verdict = "does not settle"
+    elif equivalence(y, x, margin, relative=True).equivalent:
         verdict = "equivalent"
     else:
         verdict = "helps" if found.low > 0 else "hurts" if found.high < 0 else "undecided"
     return {"change": found.change, "low": found.low, "high": found.high, "p": found.p,
             "verdict": verdict}  # fmt: skip
+
+
+def _compare_pairs(
+    x: np.ndarray, y: np.ndarray, margin: float, level: float, min_seeds: int
+) -> dict[str, Any]:
+    found = {"seeds": len(x), "mean": mean_or_nan(x), "mean_against": mean_or_nan(y)}
+    if len(x) < max(min_seeds, 2):
+        return found | {"difference": mean_or_nan(x) - mean_or_nan(y), "verdict": "too few seeds"}
+    try:
+        difference = paired_difference(x, y, level=level)
+        same = equivalence(x, y, margin, paired=True).equivalent
+    except ValueError:  # every pair differs alike
+        return found | {"difference": mean_or_nan(x - y), "verdict": "undecided"}
+    low, high = difference.low, difference.high
+    verdict = "same" if same else "more" if low > 0 else "less" if high < 0 else "undecided"
+    return found | {
+        "difference": difference.mean, "low": low, "high": high, "p": difference.p,
+        "verdict": verdict,
+    }  # fmt: skip
+
+
+def _rise(curve: Mapping[str, Sequence[float]], share: float = 0.5) -> float:
+    losses = np.asarray(curve.get("loss", []), dtype=float)
+    losses = losses[: math.ceil(share * len(losses))]
+    return float(np.max(np.diff(losses) / losses[:-1], initial=0.0))
+
+
+def _restless(curves: Iterable[Mapping[str, Sequence[float]]], steady: float | None) -> bool:
+    """Did half of the runs or more not settle?"""
+    rises = [_rise(curve) for curve in curves]
+    return steady is not None and bool(rises) and np.mean(np.array(rises) > steady) >= 0.5
 
 
 def _by_seed(records) -> dict[int, dict[str, Any]]:

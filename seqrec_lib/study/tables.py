@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import stats
 
-from ..analysis.effects import equivalence, hedges_g, paired_difference
+from ..analysis.effects import equivalence, hedges_g
 from ..training.history import History
 from .grid import AXES, BASELINES, Run, load_grid, select
 from .records import Store, results, score
@@ -35,7 +35,6 @@ __all__ = [
     "effects",
     "histories",
     "missing",
-    "paired",
     "published",
     "published_regimes",
     "regimes",
@@ -501,80 +500,23 @@ def mean_or_nan(values: Sequence[float]) -> float:
 def swapped(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.DataFrame:
     """What trained models reach with other weights swapped in: a row for each run and swap.
 
-    Columns: those that name a run, ``swap`` ("" for the model as it was trained), ``value``, and
-    the share of the model's own value that is ``lost``; below 0 it is a gain. A record has the
-    swaps that were known when it was made.
+    Columns: those that name a run, ``swap`` ("" for the model as it was trained), ``value``, the
+    share of the model's own value that is ``lost`` (below 0 it is a gain), and the ``curve`` of
+    the run. A record has the swaps that were known when it was made.
     """
     import pandas as pd
 
     table = results() if table is None else table
     rows = [
         {**{column: row[column] for column in (*SETTING, "seed")}, "swap": swap, "value": value}
-        | {"lost": 1 - value / row[metric]}
+        | {"lost": 1 - value / row[metric], "curve": row["curve"]}
         for _, row in table.iterrows()
         for swap, value in [
             ("", row[metric]),
             *((swap, score(row, metric, found)) for swap, found in row["swapped"].items()),
         ]
     ]
-    return pd.DataFrame(rows, columns=[*SETTING, "seed", "swap", "value", "lost"])
-
-
-def paired(
-    table: pd.DataFrame,
-    column: str,
-    against: str = "softmax",
-    by: str = "attention",
-    margin: float = 0.05,
-    relative: bool = False,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """``column`` of each weighting less that of ``against``, seed by seed.
-
-    Models that differ in weighting alone start from the same values and meet the same data, so
-    the runs of one seed are pairs.
-
-    Args:
-        table: with ``column``, a row a run, as from :func:`results`.
-        by: the column that names what is compared.
-        margin: the smallest difference that matters, in units of ``column``.
-        relative: read ``margin`` as a share of the mean of ``against``.
-
-    Returns:
-        a row for each setting that has ``against``, and each value of ``by`` other than that:
-        ``seeds`` (the pairs), ``mean``, ``mean_against``, ``difference`` with its Student
-        interval ``low``, ``high``, and the ``verdict``: "same" (within the margin, by two
-        one-sided tests), else "more" or "less" (an interval on one side of 0), else "undecided";
-        "too few seeds" with less than two pairs.
-    """
-    import pandas as pd
-
-    checked_margin(margin)
-    setting, rows = [name for name in SETTING if name != by], []
-    for key, group in table.groupby(setting, sort=False):
-        wide = group.pivot(index="seed", columns=by, values=column)
-        for name in dict.fromkeys(group[by]) if against in wide else ():
-            if name != against:
-                pairs = wide[[name, against]].dropna().to_numpy(float)
-                scale = abs(mean_or_nan(pairs[:, 1])) if relative else 1.0
-                compared = _compare_pairs(*pairs.T, margin * scale, level)
-                rows.append({**dict(zip(setting, key, strict=True)), by: name, **compared})
-    columns = ["seeds", "mean", "mean_against", "difference", "low", "high", "verdict"]
-    return pd.DataFrame(rows, columns=[*setting, by, *columns])
-
-
-def _compare_pairs(x: np.ndarray, y: np.ndarray, margin: float, level: float) -> dict[str, Any]:
-    found = {"seeds": len(x), "mean": mean_or_nan(x), "mean_against": mean_or_nan(y)}
-    if len(x) < 2:
-        return found | {"difference": mean_or_nan(x) - mean_or_nan(y), "verdict": "too few seeds"}
-    try:
-        difference = paired_difference(x, y, level=level)
-        same = equivalence(x, y, margin, paired=True).equivalent
-    except ValueError:  # every pair differs alike
-        return found | {"difference": mean_or_nan(x - y), "verdict": "undecided"}
-    low, high = difference.low, difference.high
-    verdict = "same" if same else "more" if low > 0 else "less" if high < 0 else "undecided"
-    return found | {"difference": difference.mean, "low": low, "high": high, "verdict": verdict}
+    return pd.DataFrame(rows, columns=[*SETTING, "seed", "swap", "value", "lost", "curve"])
 
 
 # ---- inside the runs -------------------------------------------------------------------------
