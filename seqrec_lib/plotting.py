@@ -382,8 +382,12 @@ def regimes(
         ax = plt.subplots(figsize=(7, 5), layout="constrained")[1]
     ax.axhline(0, color="grey", lw=0.8)
     made_up = None if ours is None else ours["dataset"].str.startswith("world-")
-    sides = {} if ours is None else {"this study": ours[~made_up], "its worlds": ours[made_up]}
-    sides["published"] = published
+    sides = {"published": published}
+    if ours is not None:
+        sides = {
+            "this study, real logs": ours[~made_up],
+            "this study, worlds": ours[made_up],
+        } | sides
     points = []
     for i, (name, table) in enumerate(sides.items()):
         table = None if table is None else table.dropna(subset=["mixing", y])

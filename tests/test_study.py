@@ -798,7 +798,7 @@ def test_figures(tiny, invented):
     names = [text.get_window_extent() for text in ax.texts]
     assert not any(a.overlaps(b) for a, b in combinations(names, 2))
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["its worlds", "published"]
+    assert labels == ["this study, worlds", "published"]
     points = tables.regimes(results(invented)).assign(h=[2.0], h_low=[1.0], h_high=[4.0])
     ax = plotting.regimes(points, y="h", ylabel="height")
     bars = ax.containers[0][2][1].get_segments()[0]  # the second direction: upwards
