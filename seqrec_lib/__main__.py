@@ -12,7 +12,7 @@ import click
 from .data import DATASETS
 from .device import device as pick_device
 from .study.grid import AXES, GRIDS, NEURAL, Run, load_grid, select
-from .study.progress import duration, estimate, under_way
+from .study.progress import duration, estimate, remaining, under_way
 from .study.records import Store
 from .study.records import results as read_results
 from .study.runner import run_grid
@@ -43,7 +43,17 @@ def study() -> None:
 
     A grid (a TOML file) says which runs there are. `run` does those that have no record yet and
     may be interrupted at any moment: the same command goes on where it stopped. `status` says
-    how far it is; `table` and `plot` show what was measured.
+    how far it is; `table` and `plot` show what was measured. A small grid, of four runs:
+
+    \b
+    seeds = [0, 1]
+    [config]
+    dim = 32
+    [[runs]]
+    datasets = ["world-series"]
+    attentions = ["softmax", "uniform"]
+
+    Some commands to begin with:
 
     \b
     python -m seqrec_lib study run --grid quick --results runs/quick    # two minutes, to try it
@@ -64,7 +74,7 @@ def _only(context, parameter, pairs: tuple[str, ...]) -> dict[str, list[str]]:
 
 def _grid_options(command):
     """The options that say which runs are meant, and where their records are."""
-    for option in (
+    options = (
         click.option(
             "--grid",
             default="main",
@@ -86,7 +96,8 @@ def _grid_options(command):
             metavar="DIR",
             help="The folder of records; by default the checkout's results/.",
         ),
-    ):
+    )
+    for option in reversed(options):  # click lists the last one first
         command = option(command)
     return command
 
@@ -113,7 +124,13 @@ def _count(help: str) -> dict:
 
 @study.command()
 @_grid_options
-@click.option("--jobs", **_count("Runs at a time, one to a core: the best use of a CPU by far."))
+@click.option(
+    "--jobs",
+    **_count(
+        "Runs at a time, one to a core: the best use of a CPU by far. With 1 it is this process: "
+        "a run that is killed for its memory ends the command."
+    ),
+)
 @click.option("--threads", **_count("Cores for each run."))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..")
 @click.option(
@@ -159,9 +176,10 @@ def _count(help: str) -> dict:
 def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
     """Do the runs that have no record yet.
 
-    Interrupt it whenever you like; the same command goes on. A run that fails is reported at the
-    end and keeps no other from being done. Several such commands may share the folders of
-    results and scratch. On a terminal a bar shows how far it is; elsewhere `status` tells.
+    A record of other settings than the grid's counts for none, and is set aside. Interrupt the
+    command whenever you like; the same one goes on. A run that fails is reported at the end and
+    keeps no other from being done. Several such commands may share the folders of results and
+    scratch. On a terminal a bar shows how far it is; elsewhere `status` tells.
 
     The exit code is 0 when nothing is left, 1 when a run failed, 3 when none did but some are
     left (time was up, or another process is at them), and 130 when it was interrupted.
@@ -181,7 +199,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         if dry_run:
             # how many workers a cluster has is not asked
             jobs = None if scheduler else options["jobs"]
-            _dry_run(runs, Store(results), jobs, options["device"])
+            _dry_run(runs, Store(results), jobs, options["device"], options["scratch"])
             return
     backend = "dask" if scheduler else backend
     with (
@@ -229,7 +247,10 @@ def _interrupted_in_words():
 )
 @_refused_in_words()
 def status(grid, only, results, scratch) -> None:
-    """How far the grid is, data set by data set, and what is running, cut, failed or damaged."""
+    """How far the grid is, data set by data set, and what is running, cut, failed or damaged.
+
+    Outdated is a record of other settings than the grid's; `run` sets it aside and does it again.
+    """
     runs, store = _runs(grid, only), Store(results)
     states = {run: store.state(run) for run in runs}
     todo = [run for run in runs if states[run] != "done"]
@@ -244,10 +265,9 @@ def status(grid, only, results, scratch) -> None:
         if states[run] == "damaged":
             click.echo(f"{run}: damaged, {store.path(run)}")
         with suppress(FileNotFoundError):  # it may end while we look
-            why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()[-1]
-            click.echo(f"{run}: failed, {why}")
-    left = estimate(todo, store)
-    seconds = sum(each.seconds for each in left.values())
+            why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()
+            click.echo(f"{run}: failed, {why[-1] if why else 'and there was no room to say why'}")
+    seconds = sum(remaining(estimate(todo, store), scratch).values())
     click.echo(f"about {duration(seconds)} left, one run at a time")
 
 
@@ -387,11 +407,15 @@ def _one_setting(found) -> None:
         )
 
 
-def _dry_run(runs: list[Run], store: Store, jobs: int | None, device: str) -> None:
-    todo = [run for run in runs if store.state(run) != "done"]
-    cost = {run: each.seconds for run, each in estimate(todo, store, device).items()}
+def _dry_run(runs: list[Run], store: Store, jobs: int | None, device: str, scratch: Path) -> None:
+    states = {run: store.state(run) for run in runs}
+    todo = [run for run in runs if states[run] != "done"]
+    cost = remaining(estimate(todo, store, device), scratch)
     for run in todo:
-        click.echo(f"{duration(cost[run]):>8}  {run}")
+        old = ""
+        if states[run] == "outdated":
+            old = f" (its record will be set aside: {store.changes(run)})"
+        click.echo(f"{duration(cost[run]):>8}  {run}{old}")
     total = duration(max(sum(cost.values()) / (jobs or 1), max(cost.values(), default=0.0)))
     how = f"with {jobs} at a time" if jobs else "of computing, on however many workers"
     click.echo(f"{len(todo)} of {len(runs)} runs to do, about {total} {how}")

@@ -74,6 +74,8 @@ def test_holm_by_hand():
 def test_the_detectable_difference_is_found_as_often_as_it_says():
     assert detectable(1, 5) == pytest.approx(2.0245, abs=2e-3)  # G*Power: d = 2.02 for 5 and 5
     assert detectable(1, 17) == pytest.approx(0.99, abs=0.02)  # Cohen 1988: d = 1 takes 17 and 17
+    with pytest.raises(ValueError, match="two seeds or more, got 1"):
+        detectable(0.02, 1)
     size = detectable(0.03, 6, power=0.6)
     rng = np.random.default_rng(1)
     a, b = rng.normal(1 + size, 0.03, (4000, 6)), rng.normal(1, 0.03, (4000, 6))

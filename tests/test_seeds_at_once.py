@@ -215,7 +215,7 @@ def test_the_settings_of_several_seeds_are_looked_at_too(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, fitting, "save_checkpoint", 2)
         study(tmp_path)
-    (begun,) = (tmp_path / "runs").glob("*.seeds0-1-2.pt")
+    (begun,) = (tmp_path / "runs").glob("*.seeds0-1-2.*.pt")
     assert json.loads(begun.with_suffix(".json").read_text())["config"]["dropout"] == 0.2
     report = study(tmp_path, {**GRID, "seeds": [1, 2]})
     assert [(run.seed, run.attention) for run in report.done] == [

@@ -485,10 +485,11 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
 
 def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
     run, other = load_grid(TINY)[:2]
-    for name in (f"{run.key}.pt", f"{run.key}.json", f"{other.key}.pt"):
-        (tmp_path / f".{name}.x7.tmp").touch()
+    mine, others = (runner._checkpoint(tmp_path, (each,)) for each in (run, other))
+    for path in (mine, runner._settings(mine), others):
+        (tmp_path / f".{path.name}.x7.tmp").touch()
     run_grid([run], results=tmp_path / "results", scratch=tmp_path)
-    assert [path.name for path in tmp_path.glob(".*")] == [f".{other.key}.pt.x7.tmp"]
+    assert [path.name for path in tmp_path.glob(".*")] == [f".{others.name}.x7.tmp"]
 
 
 def test_a_record_of_other_settings_is_not_replaced_without_a_word(tiny, tmp_path):
@@ -714,6 +715,8 @@ def test_every_swap_of_every_run_is_a_row(invented):
     assert row["value"] == softmax["swapped"]["last"]["test"]["NDCG@10"]
     assert row["lost"] == pytest.approx(1 - row["value"] / 0.50)
     assert tables.swapped(table[:0]).empty
+    nothing = tables.swapped(table.assign(**{"test NDCG@10": 0.0}), "test NDCG@10")
+    assert nothing["lost"].isna().all()
 
 
 def test_a_run_is_judged_by_the_ranking_its_epochs_were_chosen_by():

@@ -1,6 +1,7 @@
 """What a study meets: odd settings, full disks, diverging seeds, clusters and commands misused."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -150,6 +151,117 @@ def test_a_seed_that_diverges_fails_alone(tmp_path, monkeypatch):
     assert not list((tmp_path / "runs").glob("*.seeds*.pt"))  # it would diverge there again
 
 
+def test_what_is_set_aside_is_never_written_over(tmp_path):
+    (run,), (other,) = grid([0]), grid([0], epochs=1)
+    store = Store(tmp_path / "results")
+    do(tmp_path, [run])
+    first = store.path(run).read_text()
+    said = []
+    for each in (other, run):  # outdated twice
+        do(tmp_path, [each], say=said.append)
+    folder, name = store.path(run).parent, store.path(run).name
+    assert (folder / f"{name}.outdated").read_text() == first
+    assert json.loads((folder / f"{name}.outdated-2").read_text())["epochs"] == 1
+    assert any("will be set aside: epochs 2, now 1" in line for line in said)
+    for number in range(2):
+        store.path(run).write_text(f"{{ {number}")
+        do(tmp_path, [run])
+    assert (folder / f"{name}.damaged").read_text() == "{ 0"
+    assert (folder / f"{name}.damaged-2").read_text() == "{ 1"
+    assert len(list(store)) == 1 and store.state(run) == "done"
+    table = SMALL | {"config": {**SMALL["config"], "epochs": 1}}
+    with (tmp_path / "other.toml").open("w") as file:
+        file.write("seeds = [0]\n[config]\nmax_len = 8\ndim = 8\nepochs = 1\n")
+        file.write("[datasets.world-markov]\ndata = {num_users = 60, num_items = 20, length = 8}\n")
+        file.write("[[runs]]\ndatasets = ['world-markov']\n")
+    assert load_grid(tmp_path / "other.toml") == load_grid({**table, "seeds": [0]})
+    words = ["--grid", tmp_path / "other.toml", "--results", tmp_path / "results", "--dry-run"]
+    assert "(its record will be set aside: epochs 2, now 1)" in call("run", *words)
+
+
+def test_studies_that_share_a_scratch_keep_their_checkpoints_apart(tmp_path):
+    (cut,), (other,) = grid([0]), grid([0], dim=12)
+    assert cut.key == other.key
+    checkpoint = runner._checkpoint(tmp_path / "runs", (cut,))
+    checkpoint.parent.mkdir()
+    runner._went_on(checkpoint, cut, "of some data", {"device": "cpu"})
+    checkpoint.write_text("some epochs")
+    do(tmp_path, [other])
+    assert checkpoint.read_text() == "some epochs" and runner._settings(checkpoint).exists()
+    odd = checkpoint.with_name(checkpoint.name.replace(".seed0.", ".seeds-of-apples.seed0."))
+    odd.write_text("a variant of that name")
+    assert not list(runner._begun_at_once(cut, tmp_path / "runs"))
+
+
+def test_seeds_that_failed_together_are_not_put_together_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "fit_seeds", Diverges(runner.fit_seeds, 1))
+    monkeypatch.setattr(runner, "fit", Diverges(runner.fit, 1))
+    runs, scratch = grid(), tmp_path / "runs"
+    do(tmp_path, runs, seeds_at_once=True)
+    seeds = [[run.seed for run in job] for job in runner._jobs(runs, scratch)]
+    assert seeds == [[0, 2], [1]]  # the first and the last are done, and free again
+    alone = runner._checkpoint(scratch, (runs[0],))
+    runner._went_on(alone, runs[0], "of these data", {})
+    alone.write_text("some epochs")
+    assert [[run.seed for run in job] for job in runner._jobs(runs, scratch)] == [[2], [0], [1]]
+
+
+def test_a_done_run_leaves_no_checkpoint_even_if_its_command_was_killed(tmp_path):
+    runs = grid([0])
+    do(tmp_path, runs)
+    checkpoint = runner._checkpoint(tmp_path / "runs", runs)
+    for path in (checkpoint, runner._settings(checkpoint)):
+        path.write_text("{}")
+    assert do(tmp_path, runs).skipped == runs
+    assert not checkpoint.exists() and not runner._settings(checkpoint).exists()
+
+
+def test_a_run_that_is_there_twice_is_done_once_and_may_not_contradict_itself(tmp_path):
+    runs = grid([0, 1])
+    report = do(tmp_path, runs + runs, seeds_at_once=True)
+    assert report.done == runs
+    with pytest.raises(ValueError, match="seed0 is there twice, with different configurations"):
+        do(tmp_path, runs + grid([0], dim=12))
+
+
+def test_a_record_tells_everything_it_was_made_with_from_the_beginning(tmp_path):
+    (run,), checkpoint = grid([0]), tmp_path / "some.pt"
+    now = {"threads": 1, "torch": "2.13.0"}
+    assert runner._went_on(checkpoint, run, "data", now) == now
+    checkpoint.write_text("some epochs")
+    assert runner._went_on(checkpoint, run, "data", now) == now
+    found = runner._went_on(checkpoint, run, "data", {"threads": 2, "torch": "2.13.0"})
+    assert found == {"threads": "1, then 2", "torch": "2.13.0"}
+    assert runner._went_on(checkpoint, run, "other data", now) == now  # begun anew
+
+
+def test_the_time_left_is_less_what_is_done(tmp_path):
+    (run,) = grid([0])
+    expected = {run: Expected(60.0, 4.0)}
+    assert progress.remaining(expected, tmp_path) == {run: 60.0}
+    for epoch, left in ((1, 45.0), (9, 0.0)):
+        progress.marker(tmp_path, run).write_text(json.dumps({"epoch": epoch}))
+        assert progress.remaining(expected, tmp_path) == {run: left}
+    progress.marker(tmp_path, run).write_text("")  # no epoch yet
+    assert progress.remaining(expected, tmp_path) == {run: 60.0}
+
+
+def test_a_failure_that_found_no_room_for_its_words_does_not_end_status(tmp_path):
+    run = load_grid("quick")[0]
+    (tmp_path / f"{run.key}.failed.txt").touch()
+    words = ["--grid", "quick", "--results", tmp_path, "--scratch", tmp_path]
+    assert f"{run}: failed, and there was no room to say why" in call("status", *words)
+
+
+@pytest.mark.parametrize("model, setting", [
+    ("popularity", {"dropout": 0.9}), ("sasrec", {"regularization": 0.5}),
+])  # fmt: skip
+def test_a_setting_that_changes_nothing_is_refused(model, setting):
+    block = {"datasets": ["world-markov"], "models": [model], **setting}
+    with pytest.raises(ValueError, match=f"{[*setting][0]} changes nothing in {model}"):
+        load_grid({"runs": [block]})
+
+
 class Diverges:
     """Training that diverges where one of its models has this seed."""
 
@@ -181,7 +293,7 @@ def test_when_time_is_up_what_was_measured_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_measure", slow)
     store, runs = Store(tmp_path / "results"), grid()
     report = do(tmp_path, runs, seeds_at_once=True, time_limit=1)
-    assert len(report.cut) == 3
+    assert (len(report.done), len(report.cut)) == (2, 1)
     assert [store.state(run) for run in runs] == ["done", "done", "missing"]
     clock.now = 1e6
     measured = []

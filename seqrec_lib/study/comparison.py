@@ -125,7 +125,12 @@ def detectable(spread: float, seeds: int, power: float = 0.8, level: float = 0.9
 
     Args:
         spread: standard deviation over seeds, relative or not; the answer is in its unit.
+
+    Raises:
+        ValueError: a spread takes two seeds or more.
     """
+    if seeds < 2:
+        raise ValueError(f"a spread takes two seeds or more, got {seeds}")
     freedom = 2 * seeds - 2
     critical = stats.t.ppf((1 + level) / 2, freedom)
     shift = optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - power, 0, 10 * critical)

@@ -122,8 +122,8 @@ def load_grid(grid: str | Path | Mapping[str, Any]) -> list[Run]:
     """The runs of a grid, in the file's order, seed by seed.
 
     Args:
-        grid: a TOML file, the name of one that comes with the library ("main", "quick"), or the
-            same as a dictionary.
+        grid: a TOML file, the name of one that comes with the library ("main", "quick",
+            "tuning"), or the same as a dictionary.
 
     Raises:
         ValueError: it is no TOML in UTF-8, or something in it is unknown, makes no sense or
@@ -232,6 +232,11 @@ def _expand(grid: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Run]:
     for name, values in lists.items():
         _check_list(name, values)
     own = {key: value for key, value in block.items() if key not in {*LISTS, "variant"}}
+    taken = {key for model in lists["models"] for key in defaults(model)}
+    anywhere = {key for model in (*NEURAL, *BASELINES) for key in defaults(model)}
+    if idle := own.keys() & anywhere - taken:
+        models = ", ".join(lists["models"])
+        raise ValueError(f"{', '.join(sorted(idle))} changes nothing in {models}")
     for dataset, split, model, loss in product(
         lists["datasets"], lists["splits"], lists["models"], lists["losses"]
     ):

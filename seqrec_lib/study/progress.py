@@ -203,6 +203,17 @@ def marker(scratch: Path, run: Run) -> Path:
     return scratch / f"{run.key}.running"
 
 
+def remaining(expected: Mapping[Run, Expected], scratch: Path) -> dict[Run, float]:
+    """Seconds that runs may still take, after the epochs that were done of them."""
+
+    def share(run: Run, epochs: float) -> float:
+        with suppress(OSError, ValueError):
+            return min(json.loads(marker(scratch, run).read_text()).get("epoch", 0) / epochs, 1.0)
+        return 0.0
+
+    return {run: each.seconds * (1 - share(run, each.epochs)) for run, each in expected.items()}
+
+
 def under_way(scratch: Path, run: Run) -> str:
     """ "running, epoch 3 of 60"; "cut at epoch 3, .." if its process is gone; "" if not begun."""
     try:

@@ -36,7 +36,7 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "curve": dict,  # "loss", "NDCG@10", ..: a value per epoch
     "epochs": int, "best_epoch": int, "stopped": str, "parameters": int,
     "users": dict, "data_sha256": str,
-    "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": int,
+    "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": (int, str),
     "code_version": str, "versions": dict, "finished": str,
 }  # fmt: skip
 #: Fields that came later, and what they are where they are missing.
@@ -117,10 +117,14 @@ class Store:
                     found.append(path)
         return found
 
-    def set_aside(self, run: Run) -> Path:
-        """Rename a damaged record, so that it is out of the way but not lost."""
-        path = self.path(run)
-        return path.replace(path.with_name(path.name + ".damaged"))
+    def set_aside(self, run: Run, why: str = "damaged") -> Path:
+        """Rename a record that is damaged or outdated: out of the way, but not lost."""
+        path, number = self.path(run), 1
+        aside = path.with_name(f"{path.name}.{why}")
+        while aside.exists():  # nor is what was set aside before
+            number += 1
+            aside = path.with_name(f"{path.name}.{why}-{number}")
+        return path.replace(aside)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of their names; a damaged one is left out with a warning."""

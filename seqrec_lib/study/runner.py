@@ -46,7 +46,7 @@ from ..models import save
 from ..models.weighting import Refined
 from ..training import TrainingDiverged, fit, fit_seeds
 from .grid import BASELINES, NEURAL, SPLITS, WORLD, Run, arguments
-from .progress import Progress, duration, estimate, marker
+from .progress import Progress, duration, estimate, marker, remaining
 from .records import Store, rounded, writable_dir
 
 __all__ = ["Outcome", "Report", "code_version", "run_grid", "run_one"]
@@ -133,9 +133,13 @@ def run_job(
     _reset_peak_memory(where)
     try:
         split, sha256 = _data(run.dataset, run.split, json.dumps(run.config["data"]))
-        code, device = code or code_version(), _describe(where)
+        by = {"code_version": code or code_version(), "device": _describe(where),
+              "threads": threads, **_versions()}  # fmt: skip
         if checkpoint is not None:
-            code, device = _went_on(Path(checkpoint), run, sha256, code, device)
+            by = _went_on(Path(checkpoint), run, sha256, by)
+        code, device, threads_told = (
+            by.pop(name) for name in ("code_version", "device", "threads")
+        )
         if run.model in BASELINES:
             trained = [_fit_baseline(run, split)]
         else:
@@ -152,8 +156,8 @@ def run_job(
                 "data_sha256": sha256,
                 "seeds_at_once": len(job),
                 "peak_memory_mb": _peak_memory(where),
-                "device": device, "threads": threads,
-                "code_version": code, "versions": _versions(),
+                "device": device, "threads": threads_told,
+                "code_version": code, "versions": by,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             }  # fmt: skip
     finally:
@@ -347,7 +351,7 @@ def run_grid(
     keep_models: str | os.PathLike | None = None,
     say: Callable[[str], None] = print,
 ) -> Report:
-    """Do all runs that have no record yet.
+    """Do all runs that have no record yet, or one of other settings, which is set aside.
 
     Args:
         results: the folder of records; by default the checkout's.
@@ -370,21 +374,28 @@ def run_grid(
     Raises:
         PermissionError: this is an installed release, and ``results`` is left out.
         OSError: nothing can be written to ``results`` or ``scratch``; no run was begun.
-        ValueError: a worker of the Dask cluster has several threads.
+        ValueError: a worker of the Dask cluster has several threads, or two of ``runs`` are one
+            run in two configurations.
     """
     store, scratch, report = Store(writable_dir(results)), Path(scratch).resolve(), Report()
     for folder in (store.root, scratch):  # before hours of training, not after
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     if backend == "dask":
-        _one_thread_each()
-    todo = []
+        jobs = _one_thread_each() or jobs
+    todo, known = [], {}
     for run in runs:
+        if known.setdefault(run.key, run).config != run.config:
+            raise ValueError(f"{run} is there twice, with different configurations")
+    for run in known.values():
         state = store.state(run)
         if state == "damaged":
             say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
         elif state == "outdated":
-            say(f"outdated: {store.path(run)} will be replaced: {store.changes(run)}")
+            say(f"outdated: {store.path(run)} will be set aside: {store.changes(run)}")
+        elif state == "done":  # its command may have been killed before it could clean up
+            for path in (left := _checkpoint(scratch, (run,)), _settings(left)):
+                path.unlink(missing_ok=True)
         (report.skipped if state == "done" else todo).append(run)
     if seeds_at_once is None:
         seeds_at_once = pick_device(device).type == "cuda"
@@ -393,8 +404,8 @@ def run_grid(
     if more := [run for job in jobs_todo for run in job if run not in done | set(todo)]:
         say(f"{len(more)} runs more, which were begun with these: {', '.join(map(str, more))}")
     expected = estimate((run for job in jobs_todo for run in job if run not in done), store, device)
-    longest = max((each.seconds for each in expected.values()), default=0.0)
-    together = sum(each.seconds for each in expected.values()) / jobs
+    seconds = remaining(expected, scratch).values()
+    longest, together = max(seconds, default=0.0), sum(seconds) / jobs
     say(
         f"{len(expected)} runs to do, {len(done)} done before; "
         f"about {duration(max(together, longest))}"
@@ -432,8 +443,9 @@ def run_grid(
     return report
 
 
-def _one_thread_each() -> None:
-    """Jobs in threads of one process would share torch's generators: no seed could repeat them."""
+def _one_thread_each() -> int:
+    """How many workers there are, of one thread each: jobs in threads of one process would share
+    torch's generators, and no seed could repeat them."""
     from distributed import get_client
 
     threads = get_client().nthreads()
@@ -442,6 +454,7 @@ def _one_thread_each() -> None:
             f"a run needs a process of its own, but {len(several)} of {len(threads)} Dask workers "
             f"have several threads, such as {several[0]}: start them with --nthreads 1"
         )
+    return len(threads)
 
 
 def _jobs(todo: list[Run], scratch: Path) -> list[Job]:
@@ -453,17 +466,24 @@ def _jobs(todo: list[Run], scratch: Path) -> list[Job]:
     for runs in settings.values():
         seeds = {run.seed for run in runs}
         for checkpoint, begun in _begun_at_once(runs[0], scratch):
-            if seeds <= {run.seed for run in begun} and _made_with(checkpoint, runs[0]):
-                runs = begun
-        jobs.append(tuple(runs))
+            if seeds <= {run.seed for run in begun} and _beside(checkpoint):
+                jobs.append(tuple(begun))
+                break
+        else:  # what was begun alone, or is better off so, goes on alone
+            alone = [run for run in runs if _beside(_checkpoint(scratch, (run,)))
+                     or _apart(scratch, run).exists()]  # fmt: skip
+            together = tuple(run for run in runs if run not in alone)
+            jobs += [*([together] if together else []), *((run,) for run in alone)]
     return jobs
 
 
 def _begun_at_once(run: Run, scratch: Path) -> Iterator[tuple[Path, list[Run]]]:
     """The checkpoints of several seeds of a run's setting, and the runs that each is of."""
-    for checkpoint in scratch.glob(f"{run.key.rpartition('.seed')[0]}.seeds*.pt"):
-        seeds = checkpoint.stem.rpartition("seeds")[2].split("-")
-        yield checkpoint, [replace(run, seed=int(seed)) for seed in seeds]
+    before, after = f"{run.key.rpartition('.seed')[0]}.seeds", f".{_digest(run)}.pt"
+    for checkpoint in sorted(scratch.glob(f"{before}*{after}")):
+        seeds = checkpoint.name.removeprefix(before).removesuffix(after).split("-")
+        if all(map(str.isdecimal, seeds)):  # else of a variant of such a name
+            yield checkpoint, [replace(run, seed=int(seed)) for seed in seeds]
 
 
 def _left_behind(run: Run, scratch: Path, store: Store) -> list[Path]:
@@ -475,11 +495,25 @@ def _left_behind(run: Run, scratch: Path, store: Store) -> list[Path]:
 
 
 def _name(job: Sequence[Run]) -> str:
-    """Of its checkpoint: the key of its run; of several, with all their seeds."""
+    """The key of its run; of several, with all their seeds."""
     setting, _, seed = job[0].key.rpartition(".seed")
     if len(job) == 1:
         return f"{setting}.seed{seed}"
     return f"{setting}.seeds{'-'.join(str(run.seed) for run in job)}"
+
+
+def _checkpoint(scratch: Path, job: Sequence[Run]) -> Path:
+    """Of its configuration, too: another study in the same scratch may have one of that name."""
+    return scratch / f"{_name(job)}.{_digest(job[0])}.pt"
+
+
+def _digest(run: Run) -> str:
+    return hashlib.sha256(json.dumps(_plain(run), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _apart(scratch: Path, run: Run) -> Path:
+    """There if the run's seeds, trained as one, failed: it is done alone from then on."""
+    return scratch / f"{run.key}.apart"
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -503,7 +537,7 @@ def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> It
             pool = Parallel(processes, batch_size=1, return_as="generator_unordered")
         return pool(delayed(work)(job) for job in some)
 
-    left, suspects = {job[0].key: job for job in todo}, []
+    left, suspects, start = {job[0].key: job for job in todo}, [], time.time()
     while left:
         try:
             for outcomes in parallel(list(left.values()), jobs):
@@ -511,7 +545,7 @@ def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> It
                 yield from outcomes
         except BrokenProcessPool:
             # One of the jobs under way did it: they are tried again at the end, one by one.
-            begun = [key for key in left if marker(scratch, left[key][0]).exists()]
+            begun = [key for key in left if _touched(marker(scratch, left[key][0]), start)]
             suspects += [left.pop(key) for key in begun or list(left)]
     for job in suspects:
         try:
@@ -519,6 +553,13 @@ def _spread(work, todo: list[Job], jobs: int, backend: str, scratch: Path) -> It
                 yield from outcomes
         except BrokenProcessPool:
             yield from _all(job, "failed", "its process was killed twice; was it out of memory?")
+
+
+def _touched(path: Path, since: float) -> bool:
+    """Whether a marker is of this command, and not of one that was cut."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime >= since - 1
+    return False
 
 
 def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
@@ -553,7 +594,7 @@ def _perform(
         os._exit(1)
     if time.time() > deadline:
         return _all(job, "cut")
-    store, checkpoint = Store(results), scratch / f"{_name(job)}.pt"
+    store, checkpoint = Store(results), _checkpoint(scratch, job)
 
     def on_epoch(which: int, entry: dict[str, float]) -> None:
         if _orphaned(master):
@@ -575,26 +616,34 @@ def _perform(
             if missing:
                 _refuse_other_data(store, job[0])
                 for run in missing:
+                    _failed(scratch, run).unlink(missing_ok=True)  # of another try
                     marker(scratch, run).write_text("{}")
                 here = {"checkpoint": checkpoint, "on_epoch": on_epoch}
                 there = set(job) - set(missing)
                 for run, record in run_job(job, measured=there, **here, **options):
+                    if store.state(run) == "outdated":
+                        store.set_aside(run, "outdated")
                     store.write(run, record)
                     missing.remove(run)
                     if missing and time.time() > deadline:
                         raise OutOfTime
-            alone = [scratch / f"{run.key}.pt" for run in job]
+            alone = [_checkpoint(scratch, (run,)) for run in job]
             for path in (checkpoint, *alone, *_left_behind(job[0], scratch, store)):
                 path.unlink(missing_ok=True)
                 _settings(path).unlink(missing_ok=True)
             for run in job:
                 _failed(scratch, run).unlink(missing_ok=True)
+                _apart(scratch, run).unlink(missing_ok=True)
                 marker(scratch, run).unlink(missing_ok=True)
             return [Outcome(run, "done", record=store.read(run)) for run in job]
     except Timeout:
         return _all(job, "busy")
     except OutOfTime:
-        return _all(job, "cut")
+        cut = set(missing)
+        return [
+            Outcome(run, "cut") if run in cut else Outcome(run, "done", record=store.read(run))
+            for run in job
+        ]
     except KeyboardInterrupt:
         if _orphaned(master):  # nobody waits for this process, which else would wait for work
             os._exit(1)
@@ -605,8 +654,10 @@ def _perform(
             for run in job:
                 marker(scratch, run).unlink(missing_ok=True)
                 _failed(scratch, run).write_text(detail)
-            if len(job) > 1 and isinstance(error, TrainingDiverged):  # as it would again
-                checkpoint.unlink(missing_ok=True)
+            if len(job) > 1 and isinstance(error, (TrainingDiverged, torch.OutOfMemoryError)):
+                checkpoint.unlink(missing_ok=True)  # it would again
+                for run in job:
+                    _apart(scratch, run).touch()
     if len(job) == 1:
         return _all(job, "failed", detail)
     # One seed diverged, or all together took too much memory: let the others not pay for it.
@@ -640,11 +691,6 @@ def _settings(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
-def _made_with(checkpoint: Path, run: Run) -> bool:
-    """Whether a checkpoint was made with the configuration of ``run``."""
-    return _beside(checkpoint).get("config") == _plain(run)
-
-
 def _beside(checkpoint: Path) -> dict[str, Any]:
     """What is known of a checkpoint; nothing where it is not there, or nothing is known."""
     try:
@@ -658,8 +704,8 @@ def _plain(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps(dict(run.config)))
 
 
-def _went_on(checkpoint: Path, run: Run, sha256: str, code: str, device: str) -> tuple[str, str]:
-    """By which code and on what device a job is done, from its beginning to now.
+def _went_on(checkpoint: Path, run: Run, sha256: str, now: dict[str, Any]) -> dict[str, Any]:
+    """By which code, on what device, .. a job is done from its beginning: "a, then b".
 
     A checkpoint of another configuration or of other data is deleted.
     """
@@ -668,9 +714,12 @@ def _went_on(checkpoint: Path, run: Run, sha256: str, code: str, device: str) ->
         checkpoint.unlink(missing_ok=True)
         known = {}
     by = {}
-    for name, here in (("code_version", code), ("device", device)):
+    for name, here in now.items():
         before = known.get(name, [])
         by[name] = before if before[-1:] == [here] else [*before, here]
     with atomic_path(_settings(checkpoint)) as temporary:
         temporary.write_text(json.dumps({**of, **by}))
-    return tuple(", then ".join(names) for names in by.values())
+    return {
+        name: told[0] if len(told) == 1 else ", then ".join(map(str, told))
+        for name, told in by.items()
+    }

@@ -501,15 +501,16 @@ def swapped(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.Da
     """What trained models reach with other weights swapped in: a row for each run and swap.
 
     Columns: those that name a run, ``swap`` ("" for the model as it was trained), ``value``, the
-    share of the model's own value that is ``lost`` (below 0 it is a gain), and the ``curve`` of
-    the run. A record has the swaps that were known when it was made.
+    share of the model's own value that is ``lost`` (below 0 it is a gain; NaN where there is
+    nothing to lose), and the ``curve`` of the run. A record has the swaps that were known when it
+    was made.
     """
     import pandas as pd
 
     table = results() if table is None else table
     rows = [
         {**{column: row[column] for column in (*SETTING, "seed")}, "swap": swap, "value": value}
-        | {"lost": 1 - value / row[metric], "curve": row["curve"]}
+        | {"lost": 1 - value / row[metric] if row[metric] else math.nan, "curve": row["curve"]}
         for _, row in table.iterrows()
         for swap, value in [
             ("", row[metric]),
