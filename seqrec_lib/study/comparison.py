@@ -53,9 +53,9 @@ Setting = str | tuple[str, str]
 #: Fewer seeds than these give no verdict.
 MIN_SEEDS = 3
 
-#: A run whose training loss once rose by more than this share of itself did not settle. Of those
-#: without refinement none rose by more than .003 (chapter 8). It concerns cross-entropy over all
-#: items: a loss over sampled negatives trembles with the sample.
+#: A run whose training loss once rose by more than this share of itself did not settle (chapter 8
+#: shows how far runs without refinement stay below it). It concerns cross-entropy over all items:
+#: a loss over sampled negatives trembles with the sample.
 STEADY = 0.005
 
 
