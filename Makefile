@@ -7,6 +7,8 @@ CH ?=
 # The stamp's name changes with what is installed and where; it is written when all is done.
 KEY := $(shell (pwd; cat requirements.txt pyproject.toml) | cksum | cut -d' ' -f1)
 READY := $(VENV)/ready-$(KEY)
+# A stamp is worth nothing where the Python it was made with is gone.
+_ := $(shell [ ! -e $(READY) ] || $(PY) -c '' 2>/dev/null || rm -f $(READY))
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadscope --nbval-lax --nbval-current-env
 
 export PYTHON

@@ -136,6 +136,12 @@ def test_each_baseline_wins_where_its_assumption_holds():
     assert score["fad", "Popularity"] >= score["fad", "ItemKNN"]
 
 
+@pytest.mark.parametrize("prior", [0, -1, float("nan")])
+def test_a_chain_needs_a_prior(prior):
+    with pytest.raises(ValueError, match="must be above 0"):
+        MarkovChain(prior=prior).fit(leave_one_out(log()))
+
+
 def test_a_model_that_was_not_fitted_says_so():
     with pytest.raises(RuntimeError, match="MarkovChain knows nothing yet; call fit"):
         evaluate(MarkovChain(), leave_one_out(log()))

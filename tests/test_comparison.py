@@ -235,6 +235,8 @@ def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):
     assert len(taste) and set(taste["verdict"]) == {"runs missing"}
     (at_most_1,) = {*gains(grid=GRID, root=root, dataset="world-markov", margin=1.0)["verdict"]}
     by_length = gains(grid=GRID, root=root, dataset="world-markov", margin=1.0, min_users=100)
+    none = gains(grid=GRID, root=root / "none", dataset="world-taste", min_users=100)
+    assert len(none) and set(none["verdict"]) == {"runs missing"}
     assert at_most_1 == "equivalent" and set(by_length["verdict"]) == {"equivalent"}
 
 

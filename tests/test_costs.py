@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import seqrec_lib as sr
-from seqrec_lib.models.costs import _Alive
+from seqrec_lib.analysis.costs import _Alive
 
 B, D, BLOCKS = 4, 8, 2
 

@@ -161,6 +161,9 @@ def test_what_cannot_be_measured_is_refused():
         paired_difference([1, 2], [2, 3])
     with pytest.raises(ValueError, match="margin must be positive"):
         equivalence([1, 2], [1, 3], 0)
+    for level in (95, 1, 0, -1, math.nan):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1, such as 0.95"):
+            hedges_g([1, 2, 3], [0, 0.5, 1], level=level)
 
 
 @pytest.mark.parametrize("spread", [1e-4, 1e-6, 1e-9, 1e-15])

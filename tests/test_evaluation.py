@@ -298,6 +298,9 @@ def test_the_wrong_data_or_model_is_refused():
         evaluate(Dot(20), make_split([], [], 20, train=[[1]]))
     with pytest.raises(ValueError, match="sampled must be at least 1, got 0"):
         evaluate(Dot(20), split, sampled=0)
+    for ks in ((2.5,), (0, 1)):
+        with pytest.raises(ValueError, match="whole numbers from 1"):
+            evaluate(Dot(20), split, ks=ks)
 
 
 @pytest.mark.parametrize("columns", [20, 22])
@@ -351,6 +354,12 @@ def test_intervals_where_there_is_little_to_draw_from():
         bootstrap_ci([1, np.nan, 2])
     with pytest.raises(ValueError, match="equal shapes"):
         bootstrap_ci([1, 2], [1, 2, 3])
+    with pytest.raises(ValueError, match="1 of 3 values are infinite"):
+        bootstrap_ci([1, 2, np.inf])
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        bootstrap_ci([1, 2, 3], level=95)
+    low, high = bootstrap_ci([1, 1, 1, 1, 1, 4], statistic=np.median)  # where BCa knows nothing
+    assert low == 1 and 1 <= high <= 4
 
 
 def test_the_gain_of_one_model_over_another():

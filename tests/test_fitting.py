@@ -403,6 +403,14 @@ def test_weight_decay_shrinks():
     assert weights(decayed).norm() < weights(plain).norm()
 
 
+def test_the_epoch_is_chosen_by_the_ranking_that_is_asked_for():
+    for seen in (False, True):
+        model, history = train(epochs=1, filter_seen=seen)
+        found = sr.evaluate(model, SPLIT, part="validation", filter_seen=seen)
+        assert history.best["NDCG@10"] == found["NDCG@10"]
+        assert found["NDCG@10"] != (found.unfiltered if seen else found.filtered)["NDCG@10"]
+
+
 # -- what cannot be done -----------------------------------------------------------------------
 
 
@@ -455,6 +463,14 @@ def test_what_a_checkpoint_cannot_hold_is_said_before_training(tmp_path):
     model.config["note"] = object()
     with pytest.raises(TypeError, match="not JSON serializable"):
         train(model, checkpoint=tmp_path / "run.pt", on_epoch=lambda entry: pytest.fail("trained"))
+
+
+def test_a_model_of_other_items_is_refused_before_anything_is_trained():
+    for known in (SPLIT.num_items - 1, SPLIT.num_items + 1):
+        with pytest.raises(ValueError, match=f"knows {known} items and the split has 20; make it"):
+            train(sr.SASRec(known, max_len=8, dim=8))
+    with pytest.raises(ValueError, match="no model to train"):
+        sr.fit_seeds([], SPLIT, seeds=[])
 
 
 def test_nothing_to_train_on_is_said():
@@ -740,6 +756,23 @@ def test_a_checkpoint_does_not_make_one_model_of_another(tmp_path):
     for seed, named in ((2, r"\[2\]"), (None, r"\[None\]")):
         with pytest.raises(ValueError, match=rf"model_seeds: \[1\] there, {named} here"):
             train(fresh_model(seed), epochs=1, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("3 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_left(tmp_path, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    path = tmp_path / "run.pt"
+    train(epochs=1, checkpoint=path)
+    good = path.read_bytes()
+    with monkeypatch.context() as patched, pytest.raises(type(error), match=str(error)):
+        patched.setattr(torch, "load", load)
+        train(epochs=2, checkpoint=path)
+    assert path.read_bytes() == good
+    assert len(train(epochs=2, checkpoint=path)[1]) == 2
 
 
 def test_a_damaged_checkpoint_is_set_aside(tmp_path):

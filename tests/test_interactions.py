@@ -67,6 +67,17 @@ def test_items_must_be_in_the_catalogue():
         Interactions([[0, 1]], num_items=2)
     with pytest.raises(ValueError, match="timestamps has 1 entries, 2 were expected"):
         Interactions([[1, 2]], num_items=2, timestamps=np.array([5]))
+    with pytest.raises(TypeError, match="whole numbers, got .*1.9"):
+        Interactions([[1, 2], [1.9, 2.2]], num_items=2)
+
+
+def test_times_are_known_and_lists_will_do():
+    with pytest.raises(ValueError, match="2 of 4 timestamps are not finite"):
+        Interactions([[1, 2], [1, 2]], 2, timestamps=np.array([1, np.nan, np.inf, 4]))
+    by_list = Interactions(
+        [[1, 2, 2]], 2, timestamps=[1, 2, 3], user_ids=["u"], item_names=["", "a", "b"]
+    )
+    assert by_list.k_core(2).timestamps.tolist() == [2, 3]
 
 
 def test_statistics_and_titles():

@@ -269,6 +269,15 @@ def test_a_waiting_weighting_is_moved_and_switched_with_the_model():
     assert m.blocks[0].attention.weighting is waiting
 
 
+def test_a_weighting_is_not_set_where_it_would_be_undone():
+    m = model()
+    with sr.intervene(m, "uniform"), pytest.raises(ValueError, match="set_weighting outside"):
+        m.set_weighting("last")
+    assert m.config["attention"] == "softmax"
+    m.set_weighting("last")
+    assert m.blocks[0].attention.weighting.name == "last"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -250,6 +250,23 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     assert loading._load(made(DataFile("made.txt")), tmp_path).num_users == 2
 
 
+def test_a_title_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    put(tmp_path, "made.txt", LOG)
+    put(tmp_path, "titles.txt", "1|B\x85C\n2|two\r\n3|three\n".encode("latin-1"))
+    titles = Titles(DataFile("titles.txt"), sep="|", encoding="latin-1")
+    inter = loading._load(made(DataFile("made.txt"), titles), tmp_path)
+    assert [str(name) for name in inter.item_names[1:]] == ["B\x85C", "two", "three"]
+
+
+def test_damaged_titles_are_named_and_done_without(tmp_path):
+    put(tmp_path, "made.txt", LOG)
+    put(tmp_path, "titles.txt", "<html>")
+    info = made(DataFile("made.txt"), Titles(DataFile("titles.txt"), sep="|"))
+    with pytest.warns(UserWarning, match=r"titles\.txt is damaged .* Delete it to fetch it anew"):
+        inter = loading._load(info, tmp_path)
+    assert inter.item_names is None and inter.num_items == 3
+
+
 def test_a_file_that_differs_is_named(tmp_path):
     put(tmp_path, "made.txt", LOG)
     put(tmp_path, "titles.txt", "1|one")

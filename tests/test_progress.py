@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 
 import pytest
 
@@ -75,8 +76,9 @@ def test_on_a_terminal_there_is_a_bar_with_the_run_that_is_under_way(tmp_path, m
     with started(tmp_path, screen) as progress:
         epoch(tmp_path, RUNS[0], 4)
         epoch(tmp_path, RUNS[1], 2)
-        while "epoch" not in screen.getvalue():
-            pass  # the watcher finds it
+        end = time.monotonic() + 10
+        while "epoch" not in screen.getvalue():  # the watcher finds it
+            assert time.monotonic() < end
     last = screen.getvalue()
     assert " 0/4, " in last and ("epoch 4" in last or "epoch 2" in last)
     assert not progress._watcher.is_alive()

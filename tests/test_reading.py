@@ -97,8 +97,28 @@ def test_columns_by_number_without_a_header(write):
     assert as_dict(read_interactions(path, user=0, item=1, timestamp=3)) == {7: [6, 5]}
 
 
-def test_columns_by_number_under_a_header(write):
+def test_columns_by_number_under_a_header(write, capsys):
     assert as_dict(read_interactions(write("userId,movieId\n7,5\n"), user=0, item=1)) == {7: [5]}
+    assert "the first line names the columns (guessed)" in capsys.readouterr().out
+
+
+def test_a_first_row_with_a_number_in_it_is_no_header(write, capsys):
+    path = write("u1,Movie,5\nu1,Song,6\nu2,Song,7\n")
+    inter = read_interactions(path, user=0, item=1, timestamp=2)
+    assert as_dict(inter) == {"u1": ["Movie", "Song"], "u2": ["Song"]}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_log_needs_users_and_items(write, tmp_path):
+    path, parquet = write("7,5\n7,6\n"), tmp_path / "log.parquet"
+    pd.DataFrame({"item": [1, 2]}).to_parquet(parquet)
+    for wrong in (dict(user=False, layout="rows"), dict(item=False)):
+        with pytest.raises(ValueError, match="a column of users and one of items"):
+            read_interactions(path, **wrong)
+    with pytest.raises(ValueError, match=r"log\.parquet is a Parquet file: it has rows"):
+        read_interactions(parquet, user=False)
+    with pytest.raises(ValueError, match="no encoding is called 'utf8x'"):
+        read_interactions(path, encoding="utf8x")
 
 
 def test_pairs_without_a_header_are_guessed_and_said(write, capsys):

@@ -278,6 +278,11 @@ def test_targets_are_checked_and_any_whole_numbers_are_read():
 # --- what is refused ---------------------------------------------------------------------------
 
 
+def test_a_sequence_without_any_place_is_refused():
+    with pytest.raises(ValueError, match="length 0"):
+        make()(torch.zeros(1, 0, dtype=torch.int64))
+
+
 def test_too_long_a_history_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"length 10 exceed max_len=9.*items\[:, -9:\]"):
         make().encode(torch.ones(2, 10, dtype=torch.int64))

@@ -3,6 +3,7 @@
 from .adapters import capture_torch
 from .attribution import attribution_agreement, item_contributions, removal_effects, rollout
 from .capture import LayerTrace, Trace, capture
+from .costs import costs
 from .decompose import Contributions, Parts, WeightShares, decompose
 from .effects import Difference, EffectSize, Equivalence, equivalence, hedges_g, paired_difference
 from .intervene import RemoveDistance, RemovePosition, ScaleResidual, SwapPositions, intervene
@@ -28,6 +29,7 @@ __all__ = [
     "attribution_agreement",
     "capture",
     "capture_torch",
+    "costs",
     "decompose",
     "equivalence",
     "gini",

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from ..evaluation.ranking import evaluating
-from ..models.sasrec import checked_items
+from ..models.sasrec import checked_items, last_position
 from .capture import Trace, capture
 from .decompose import decompose
 
@@ -197,9 +197,7 @@ def _question(model, items, target) -> tuple[Tensor, Tensor]:
 
 def _score(model, items: Tensor, target: Tensor) -> Tensor:
     """(B,) the scores of the targets after the histories."""
-    encoded = model.encode(items)
-    last = encoded[:, -1] if torch.is_tensor(encoded) else tuple(x[:, -1] for x in encoded)
-    return model.score(last).gather(1, target[:, None])[:, 0]
+    return model.score(last_position(model.encode(items))).gather(1, target[:, None])[:, 0]
 
 
 def _rows_to_one(x: Tensor) -> Tensor:

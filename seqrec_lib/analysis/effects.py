@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special, stats
 
+from ..evaluation.intervals import checked_level
+
 __all__ = [
     "Difference",
     "EffectSize",
@@ -119,8 +121,9 @@ def hedges_g(a, b, *, paired: bool = False, level: float = 0.95) -> EffectSize:
 
     Raises:
         ValueError: fewer than two values, values that are not finite, pairs of unequal
-            number, or no spread at all.
+            number, no spread at all, or a level that is no share.
     """
+    checked_level(level)
     a, b = checked_samples(a, b, paired)
     if paired:
         x = a - b

@@ -84,7 +84,6 @@ def attention_statistics(
     means: dict[str, _Means] = {}
     maps: dict[str, Tensor] = {}
     seen = torch.zeros(recent, dtype=torch.float64)
-    home = next(model.parameters()).device
     with (
         evaluating(model, device),
         tqdm(total=len(histories), unit="user", disable=not progress) as bar,
@@ -94,7 +93,7 @@ def attention_statistics(
             real = items > 0
             k = min(recent, items.shape[1])
             seen[recent - k :] += real[:, -k:].sum(0)
-            trace = capture(model, items.to(home if device is None else device), keep=_KEEP)
+            trace = capture(model, items, keep=_KEEP)
             for number, layer in enumerate(trace):
                 parts = decompose(layer)
                 for name, values in _of_layer(layer, parts).items():

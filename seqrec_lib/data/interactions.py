@@ -39,7 +39,11 @@ class Ragged(Sequence):
 
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int]], dtype=np.int64) -> Ragged:
-        arrays = [np.asarray(x, dtype=dtype) for x in lists]
+        arrays = [np.asarray(x) for x in lists]
+        for array in arrays:
+            if array.size and array.dtype.kind not in "iub":
+                raise TypeError(f"items are whole numbers, got {array[0]!r}")
+        arrays = [array.astype(dtype) for array in arrays]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype)
         return cls.from_lengths(values, [len(a) for a in arrays])
 
@@ -179,8 +183,19 @@ class Interactions:
             ("item_names", self.num_items + 1),
         ):
             array = getattr(self, what)
-            if array is not None and len(array) != size:
+            if array is None:
+                continue
+            if not isinstance(array, np.ndarray):
+                object.__setattr__(self, what, array := np.asarray(array))
+            if len(array) != size:
                 raise ValueError(f"{what} has {len(array)} entries, {size} were expected")
+        clock = self.timestamps
+        unknown = 0 if clock is None or clock.dtype.kind != "f" else (~np.isfinite(clock)).sum()
+        if unknown:
+            raise ValueError(
+                f"{unknown} of {len(values)} timestamps are not finite; leave those events out, or "
+                "give no timestamps and events in time order"
+            )
 
     @property
     def num_users(self) -> int:

@@ -187,20 +187,31 @@ def _parse(
     if titles is None or (source.item_map and item_map is None):
         return inter
     ids = inter.item_ids
-    if item_map is not None:
-        original = dict(line.split() for line in item_map.read_text().splitlines())
-        ids = np.array([0, *(int(original[str(i)]) for i in inter.item_ids[1:])])
-    named = _titles(source.titles, titles)
+    try:
+        if item_map is not None:
+            original = dict(line.split() for line in item_map.read_text().splitlines())
+            ids = np.array([0, *(int(original[str(i)]) for i in inter.item_ids[1:])])
+        named = _titles(source.titles, titles)
+    except (KeyError, IndexError, ValueError) as error:
+        wrong = " or ".join(str(path) for path in (item_map, titles) if path)
+        warnings.warn(
+            f"{wrong} is damaged ({type(error).__name__}: {error}); going on without titles. "
+            "Delete it to fetch it anew.",
+            stacklevel=6,
+        )
+        return inter
     names = np.array(["", *(named.get(str(i), str(i)) for i in ids[1:])])
     return replace(inter, item_ids=ids, item_names=names)
 
 
 def _titles(titles: Titles, path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding=titles.encoding).splitlines()[int(titles.header) :]
-    if titles.sep == ",":
-        rows: Iterable[list[str]] = csv.reader(lines)
-    else:
-        rows = (line.split(titles.sep) for line in lines)
+    # not str.splitlines, which also cuts at U+2028 or, in latin-1, at the byte 0x85
+    with open(path, encoding=titles.encoding, newline="") as file:
+        if titles.sep == ",":
+            rows: Iterable[list[str]] = list(csv.reader(file))
+        else:
+            rows = [line.rstrip("\r\n").split(titles.sep) for line in file if line.strip()]
+    rows = rows[int(titles.header) :]
     return {row[titles.id]: html.unescape(row[titles.title]) for row in rows if row}
 
 

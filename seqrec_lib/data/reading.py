@@ -72,7 +72,8 @@ def read_interactions(
         user, item, timestamp, title: the columns, by name, or by number from 0 in a text file
             without a header. Those left out are guessed from the usual names, and what was
             guessed is printed. ``timestamp=False`` (or ``title=False``): do not use one.
-            Times are numbers, kept as they are, or dates, turned into seconds since 1970 UTC.
+            Times are numbers, kept as they are, or dates, turned into seconds since 1970 UTC
+            (what lies less than a microsecond apart may count as one time).
         layout: "rows" (an interaction per line) or "sequences" (a user and then all their
             items in time order, per line; with ``user=False`` items only). Guessed if None.
         sep: what separates fields in a text file; guessed if None.
@@ -95,11 +96,22 @@ def read_interactions(
     ):
         if value not in allowed:
             raise ValueError(f"{what} must be one of {allowed}, got {value!r}")
+    try:
+        codecs.lookup(encoding)
+    except LookupError as error:
+        raise ValueError(f"no encoding is called {encoding!r}; latin-1 and utf-16 are") from error
     path = Path(path)
     wanted = {"user": user, "item": item, "timestamp": timestamp, "title": title}
+    if item is False or (user is False and (layout == "rows" or timestamp or title)):
+        raise ValueError(
+            "rows need a column of users and one of items; user=False is for files with a "
+            "sequence of items per line, layout='sequences'"
+        )
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"PAR1":
+        if user is False:
+            raise ValueError(f"{path} is a Parquet file: it has rows, which need a column of users")
         log = _parquet(path, wanted)
     elif path.suffix.lower() in (".parquet", ".pq"):
         raise ValueError(
@@ -198,7 +210,11 @@ def _text(path: Path, data: bytes, wanted: dict, layout: str | None, sep: str | 
     numbered = any(type(column) is int for column in wanted.values())
     numbers = all(re.fullmatch(r"-?\d+", field) for field in first)
     header = named or not (numbered or numbers)
-    header |= numbered and any(_key(field) in keys for keys in ALIASES.values() for field in first)
+    digits = any(re.fullmatch(r"-?[\d.]+", field) for field in first)  # then it is data
+    known = any(_key(field) in keys for keys in ALIASES.values() for field in first)
+    if numbered and known and not digits:
+        header = True
+        print(f"{path.name}: the first line names the columns (guessed)")
     guessable = numbers and not (named or numbered)
     if layout is None and wanted["user"] is not False:
         ragged = sep == " " and len({len(_fields(line, sep)) for line in head}) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,13 @@ class Interval:
         return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
+def checked_level(level: float) -> float:
+    """``level``, a share; 95 for 95 % would give nonsense, or search for ever."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+    return level
+
+
 def bootstrap_ci(
     x: np.ndarray,
     y: np.ndarray | None = None,
@@ -62,8 +70,10 @@ def bootstrap_ci(
         seed: makes the interval reproducible.
 
     Raises:
-        ValueError: fewer than two values, NaN among them, or unequal lengths.
+        ValueError: fewer than two values, one that is not finite, unequal lengths, or a level
+            that is no share.
     """
+    checked_level(level)
     x = np.asarray(x, dtype=np.float64)
     if y is not None:
         y = np.asarray(y, dtype=np.float64)
@@ -74,16 +84,31 @@ def bootstrap_ci(
         raise ValueError(f"a bootstrap needs two values or more in one dimension, got {x.shape}")
     if np.isnan(x).any():
         raise ValueError(f"x holds {np.isnan(x).sum()} NaN of {len(x)} values; drop or repair them")
+    if np.isinf(x).any():
+        raise ValueError(
+            f"{np.isinf(x).sum()} of {len(x)} values are infinite; drop or repair them"
+        )
     estimate = float(statistic(x, axis=0))
     if np.ptp(x) == 0:  # every resample is the same: SciPy's BCa would divide 0 by 0
         return Interval(estimate, estimate, estimate, level)
-    found = stats.bootstrap(
-        (x,),
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, _CELLS // len(x)),
-        confidence_level=level,
-        method=method or ("BCa" if len(x) <= _BCA_UP_TO else "percentile"),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+
+    def draw(method: str):
+        return stats.bootstrap(
+            (x,),
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, _CELLS // len(x)),
+            confidence_level=level,
+            method=method,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+
+    if method is not None or len(x) > _BCA_UP_TO:
+        found = draw(method or "percentile")
+    else:
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            found = draw("BCa")
+        if np.isnan(found.low):  # BCa fails for a median, say, that no single value moves
+            found = draw("percentile")
     return Interval(estimate, float(found.low), float(found.high), level)

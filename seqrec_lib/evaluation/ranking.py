@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from ..data.batching import pad
 from ..data.interactions import Ragged
 from ..data.splits import Split
+from ..device import device as pick_device
+from ..models.sasrec import last_position
 from .metrics import KS, Metrics
 
 __all__ = ["evaluate", "evaluating"]
@@ -72,8 +74,8 @@ def evaluate(
 
     Raises:
         ValueError: a score is NaN (the message names the user), the model knows another
-            number of items than the split or scores another, the part is empty, or ``sampled``
-            is no number of items.
+            number of items than the split or scores another, the part is empty, a cut-off is no
+            whole number from 1, or ``sampled`` is no number of items.
         TypeError: the model has none of the methods above.
     """
     neural = isinstance(model, nn.Module) and hasattr(model, "readout")
@@ -82,6 +84,8 @@ def evaluate(
             f"cannot evaluate a {type(model).__name__}: it needs num_items, and either "
             "score_histories(histories) or, as a torch module, encode, queries and readout"
         )
+    if any(k != int(k) or k < 1 for k in ks):
+        raise ValueError(f"ks are whole numbers from 1, got {tuple(ks)}")
     users = split.part(part)
     if not len(users):
         raise ValueError(f"the {part} part is empty: there is nobody to evaluate on")
@@ -149,11 +153,7 @@ def _score_chunks(
     lengths = histories.lengths.clip(1, model.max_len)
     for batch in _every(order, batch_size) if batch_size else _of_like_size(order, lengths):
         items = pad(histories.select(batch), model.max_len)
-        encoded = model.encode(items.to(table.device))
-        if isinstance(encoded, tuple):  # STOSA: mean and covariance
-            queries = model.queries(tuple(x[:, -1] for x in encoded))
-        else:
-            queries = model.queries(encoded[:, -1])
+        queries = model.queries(last_position(model.encode(items.to(table.device))))
         for start in range(0, len(batch), at_once):
             scores = queries[start : start + at_once] @ table[1:].T
             yield batch[start : start + at_once], scores if bias is None else scores + bias[1:]
@@ -236,7 +236,7 @@ def evaluating(model, device: torch.device | str | None) -> Iterator[None]:
     try:
         model.eval()
         if device is not None:
-            model.to(device)
+            model.to(pick_device(device))
         yield
     finally:
         for module, training in modes.items():

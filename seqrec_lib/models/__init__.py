@@ -2,7 +2,6 @@
 
 from .attention import Attention, Block, allowed_pairs
 from .baselines import ItemKNN, MarkovChain, Popularity
-from .costs import costs
 from .sasrec import SASRec, SequentialModel
 from .saving import load, save
 from .stosa import STOSA
@@ -20,7 +19,6 @@ __all__ = [
     "SequentialModel",
     "Weighting",
     "allowed_pairs",
-    "costs",
     "load",
     "make_weighting",
     "masked_softmax",

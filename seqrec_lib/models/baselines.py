@@ -75,6 +75,10 @@ class MarkovChain(Baseline):
     prior: float = 1.0
 
     def _count(self, train: Interactions) -> None:
+        if not self.prior > 0:
+            raise ValueError(
+                f"prior={self.prior} must be above 0: an item never left has no counts"
+            )
         events, owner = train.sequences.values, train.sequences.owner
         follows = owner[1:] == owner[:-1]
         pair = events[:-1][follows], events[1:][follows]
@@ -100,7 +104,8 @@ class ItemKNN(Baseline):
     |U_i & U_j| / (sqrt(|U_i| |U_j|) + shrink); each item keeps its ``neighbours`` most
     similar ones (Sarwar et al. 2001; Deshpande & Karypis 2004). A score adds up the
     similarities to the items of the history, the item taken d events before the last one
-    with weight decay ** d. Items similar to none of them follow in order of popularity.
+    with weight decay ** d. Items similar to none of them follow in order of popularity, which
+    outweighs a similarity only where decay ** d is some 1e-9: with 0.6, from 40 events on.
     The defaults did well on the validation parts of beauty, lastfm and ml-1m together.
 
     Args:
@@ -138,5 +143,5 @@ class ItemKNN(Baseline):
     def _score(self, histories: Ragged, shape: tuple[int, int]) -> np.ndarray:
         age = np.repeat(histories.lengths, histories.lengths) - 1 - histories.position
         weight = sparse.csr_array((self.decay**age, histories.values, histories.offsets), shape)
-        # The popularity is far below the least similarity: it only orders what ties.
+        # So small that it orders what ties, and what only the far past speaks for.
         return (weight @ self.similarity).toarray() + 1e-9 * self.share

@@ -54,6 +54,11 @@ class SequentialModel(nn.Module):
             ValueError: no weighting has that name and settings, or it does not suit this model;
                 "uniform-loose" has other parameters: no model comes to it or leaves it.
         """
+        if self.departures():
+            raise ValueError(
+                "the model is under an intervention, which would undo this when it ends: "
+                "call set_weighting outside the `with intervene(..)`"
+            )
         loose, now = LooseUniformAttention.name, self.config.get("attention")
         if now is not None and (attention == loose) != (now == loose):
             raise ValueError(
@@ -104,6 +109,8 @@ class SequentialModel(nn.Module):
         """Raise ValueError where ``items`` (B, L) is not what the model can read."""
         if items.dim() != 2:
             raise ValueError(f"items must be (batch, length), got shape {tuple(items.shape)}")
+        if items.shape[1] == 0:
+            raise ValueError("sequences of length 0: there is nothing to read")
         if items.shape[1] > self.max_len:
             raise ValueError(
                 f"sequences of length {items.shape[1]} exceed max_len={self.max_len}; "
@@ -146,9 +153,7 @@ class SequentialModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            encoded = self.encode(batch)
-            last = encoded[:, -1] if torch.is_tensor(encoded) else tuple(e[:, -1] for e in encoded)
-            scores = self.score(last)
+            scores = self.score(last_position(self.encode(batch)))
         finally:
             self.train(training)
         if exclude_seen:
@@ -268,6 +273,13 @@ def checked_items(model, items) -> Tensor:
             "padding stands on the left, so that sequences end in an item"
         )
     return items.to(next(model.parameters()).device)
+
+
+def last_position(encoded):
+    """What ``encode`` gave, (B, L, D), at the last position, (B, D); of several, each."""
+    if torch.is_tensor(encoded):
+        return encoded[:, -1]
+    return tuple(part[:, -1] for part in encoded)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..device import device as pick_device
 from ..files import atomic_path, plain
 from .loose import LooseUniformAttention
 from .sasrec import SASRec, SequentialModel, seeded
@@ -112,4 +113,4 @@ def load(
             f"{path} is not a model saved by this library: what it holds does not "
             f"fit a {header['model']} ({error})"
         ) from error
-    return model.to(device).eval()
+    return model.to(pick_device(device)).eval()

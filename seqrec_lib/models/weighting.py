@@ -84,7 +84,7 @@ class Weighting(nn.Module):
         name: the name by which ``attention=`` finds it.
         uses_scores: False where the scores are ignored (they may then be None).
         gaussian: True where it only makes sense between Gaussians (STOSA).
-        settings: the constructor's arguments that differ from their defaults, for saving.
+        settings: the constructor's arguments, for saving.
     """
 
     name: str
@@ -122,7 +122,10 @@ class Wasserstein(Softmax):
 
 
 class Uniform(Weighting):
-    """A_ij = 1 / |allowed(i)|: the mean of everything that may be seen."""
+    """A_ij = 1 / |allowed(i)|: the mean of everything that may be seen.
+
+    Without scores it is of torch's default type: in a float64 model, exact to float32 only.
+    """
 
     name = "uniform"
     uses_scores = False

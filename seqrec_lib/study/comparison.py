@@ -17,6 +17,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from ..analysis.effects import checked_samples, equivalence, paired_difference
+from ..evaluation.intervals import checked_level
 from .grid import Run, load_grid
 from .records import Store, ruler, score
 from .tables import (
@@ -92,6 +93,7 @@ def relative_difference(new, reference, *, level: float = 0.95) -> Change:
     Raises:
         ValueError: fewer than two values, no spread at all, or a mean that is not positive.
     """
+    checked_level(level)
     samples = checked_samples(new, reference, paired=False)
     means = [x.mean() for x in samples]
     if min(means) <= 0:
@@ -185,7 +187,7 @@ def gains(
         curves = [[record["curve"] for record in side] for side in sides]
         restless = any(_restless(own, steady, setting["loss"]) for own in curves)
         groups = [[(record, _groups(record, min_users)) for record in side] for side in sides]
-        examples = [own for side in groups for _, own in side] or [_groups(None, min_users)]
+        examples = [own for side in groups for _, own in side] or [_groups(None, None)]
         for length, example in examples[0].items():
             x, y = (
                 [score(record, metric, own[length]) for record, own in side if length in own]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
-from .grid import AXES, WORLD, Run, defaults
+from .grid import AXES, WORLD, Run, defaults, load_grid, select
 
 __all__ = ["DamagedRecord", "Store", "results", "results_dir"]
 
@@ -191,18 +191,23 @@ def results(root: str | os.PathLike | None = None, **only: Any):
 
     Raises:
         KeyError: there is no such column.
+        ValueError: no record has such a ``dataset``, ``attention``, .., and no run of the plan.
     """
     import pandas as pd
 
     table = pd.DataFrame([_row(record) for record in Store(root)])
     if table.empty:
         table = pd.DataFrame(columns=list(SCHEMA))
+    kept = table
     for name, values in only.items():
         if name not in table:
             raise KeyError(f"records have no {name!r}; they have {', '.join(table.columns)}")
-        values = [values] if isinstance(values, str) or not hasattr(values, "__iter__") else values
-        table = table[table[name].isin(list(values))]
-    return table.reset_index(drop=True)
+        scalar = isinstance(values, str) or not hasattr(values, "__iter__")
+        values = [values] if scalar else list(values)
+        kept = kept[kept[name].isin(values)]
+        if name in AXES and (unknown := {*values} - {*table[name]}):
+            select(load_grid("main"), {name: unknown})  # planned, perhaps; else a slip
+    return kept.reset_index(drop=True)
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def load_checkpoint(path: str | os.PathLike, identity: dict[str, Any]) -> dict[s
         saved = torch.load(file, map_location="cpu", weights_only=True)
         theirs = json.loads(saved["identity"])
     except Exception as error:  # there is no end to what damaged bytes make a reader raise
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise  # the file is as good as it was
         aside = path.with_name(path.name + ".damaged")
         os.replace(path, aside)
         warnings.warn(

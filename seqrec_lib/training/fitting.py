@@ -325,6 +325,12 @@ def train(
         on_epoch: called with (which model, the entry of its history).
     """
     where = pick_device(recipe.device)
+    for model in models:  # an unknown item would spoil the process of a GPU
+        if (known := getattr(model, "num_items", split.num_items)) != split.num_items:
+            raise ValueError(
+                f"the model knows {known} items and the split has {split.num_items}; "
+                f"make it with num_items={split.num_items}"
+            )
     members = [
         Member(model.to(where), seed, History(monitor=recipe.monitor), _copy(model.state_dict()))
         for model, seed in zip(models, seeds, strict=True)

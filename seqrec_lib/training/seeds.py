@@ -66,6 +66,8 @@ def fit_seeds(
     """
     if len(models) != len(seeds):
         raise ValueError(f"{len(models)} models need as many seeds, got {len(seeds)}")
+    if not models:
+        raise ValueError("there is no model to train")
     configs = [getattr(model, "config", {}) for model in models]
     if any(config != configs[0] for config in configs):
         raise ValueError("only models of one configuration can be trained as one")

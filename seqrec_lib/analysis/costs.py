@@ -15,8 +15,9 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..device import device as pick_device
-from .saving import MODELS
-from .weighting import WEIGHTINGS
+from ..models.saving import MODELS
+from ..models.weighting import WEIGHTINGS
+from ..training.losses import ce
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,9 +89,6 @@ def costs(
 
 
 def _step(model, batch_size: int):
-    # The training package imports the models, so it is imported where it is used.
-    from ..training.losses import ce
-
     where = next(model.parameters()).device
     shape = (batch_size, model.max_len)
     generator = torch.Generator().manual_seed(0)
