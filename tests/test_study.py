@@ -263,6 +263,10 @@ def test_results_is_a_table_of_runs(tiny):
     record = Store(tiny).read(load_grid(TINY)[2])
     assert one["test_filtered NDCG@10"] == record["test_filtered"]["NDCG@10"]
     assert one["mixing attn_res_ln"] == pytest.approx(np.mean(record["mixing"]["attn_res_ln"]))
+    for slip in (dict(dataset=["beauty", "beuty"]), dict(attention="sofmax"), dict(seed=99)):
+        with pytest.raises(ValueError, match=f"no run has {[*slip][0]}=.*; there are"):
+            sr.results(**slip)
+    assert sr.results(dataset="anime").empty  # known, and not yet run
     with pytest.raises(KeyError, match="no 'sedd'"):
         results(tiny, sedd=1)
     assert "dataset" in results(tiny / "nothing")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.catalogue import DATASETS
 from ..files import atomic_path
 from .grid import AXES, WORLD, Run, defaults, load_grid, select
 
@@ -191,7 +192,8 @@ def results(root: str | os.PathLike | None = None, **only: Any):
 
     Raises:
         KeyError: there is no such column.
-        ValueError: no record has such a ``dataset``, ``attention``, .., and no run of the plan.
+        ValueError: no record has such a ``dataset``, ``attention``, .., nor does the plan (or, of
+            data sets, the catalogue) know it.
     """
     import pandas as pd
 
@@ -205,7 +207,7 @@ def results(root: str | os.PathLike | None = None, **only: Any):
         scalar = isinstance(values, str) or not hasattr(values, "__iter__")
         values = [values] if scalar else list(values)
         kept = kept[kept[name].isin(values)]
-        if name in AXES and (unknown := {*values} - {*table[name]}):
+        if name in AXES and (unknown := {*values} - {*table[name]} - {*DATASETS}):
             select(load_grid("main"), {name: unknown})  # planned, perhaps; else a slip
     return kept.reset_index(drop=True)
 
