@@ -183,6 +183,15 @@ def test_neural_models_are_ranked_as_sorting_would(bias, dtype):
         assert m.filtered.ranks[u] == shown.index(target) + 1
 
 
+def test_what_is_encoded_in_several_parts_may_come_as_any_sequence():
+    split, model = random_split(20, 30, seed=2), Dot(30)
+    one, encode, queries = evaluate(model, split), model.encode, model.queries
+    for kind in (tuple, list):
+        model.encode = lambda items, kind=kind: kind([encode(items), encode(items)])
+        model.queries = lambda parts: queries(parts[1])
+        assert evaluate(model, split) == one
+
+
 def test_batches_and_modes_leave_no_trace(monkeypatch):
     split = random_split(50, 60, seed=2)
     model = Dot(60).train()
@@ -211,7 +220,7 @@ def test_the_longer_histories_are_the_fewer_are_encoded_at_once(monkeypatch):
     assert np.array_equal(found.ranks, evaluate(model, split, batch_size=1).ranks)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
 def test_devices_agree_and_the_model_comes_home(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
