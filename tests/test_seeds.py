@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import seqrec_lib as sr
-from seqrec_lib.training import fitting
+from seqrec_lib.training import loop
 from seqrec_lib.training import seeds as stacking
 from seqrec_lib.training.seeds import fit_seeds
 
@@ -125,7 +125,7 @@ def test_as_on_a_gpu_with_everything_in_mixed_precision(attention, monkeypatch):
     for mixed in (True, False):
         if mixed:
             way = lambda where, precision: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-            monkeypatch.setattr(fitting, "_mixed", way)
+            monkeypatch.setattr(loop, "_mixed", way)
             monkeypatch.setattr(stacking, "_afford_scores", lambda *_: True)
         made = [kind(SPLIT.num_items, **sizes, seed=seed) for seed in (0, 1)]
         options = {"epochs": 2, "batch_size": 32, "progress": False, "device": "cpu"}

@@ -11,7 +11,7 @@ from seqrec_lib.study.grid import load_grid
 from seqrec_lib.study.progress import estimate
 from seqrec_lib.study.records import Store, comparable, results
 from seqrec_lib.study.runner import run_grid
-from seqrec_lib.training import fitting
+from seqrec_lib.training import loop
 
 GRID = {
     "seeds": [0, 1, 2],
@@ -24,7 +24,7 @@ DROPOUT = {**GRID, "config": {**GRID["config"], "dropout": 0.2}}
 
 @pytest.fixture(autouse=True)
 def save_every_epoch(monkeypatch):
-    monkeypatch.setattr(fitting, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
 
 
 def study(folder, grid=DROPOUT, **options):
@@ -105,7 +105,7 @@ def interrupt(monkeypatch, owner, name, call):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (fitting, "save_checkpoint", 2),  # in training
+        (loop, "save_checkpoint", 2),  # in training
         (runner, "evaluate", 3),  # measuring
         (Store, "write", 1),  # one record written, two to come
     ],
@@ -117,21 +117,21 @@ def test_interrupted_at_any_moment_they_end_with_the_same_records(
         interrupt(patch, owner, name, call)
         study(tmp_path)
     begun = len(list((tmp_path / "results").rglob("*.json")))
-    trained, save = [], fitting.save_checkpoint
+    trained, save = [], loop.save_checkpoint
     monkeypatch.setattr(
-        fitting, "save_checkpoint", lambda *args, **more: trained.append(1) or save(*args, **more)
+        loop, "save_checkpoint", lambda *args, **more: trained.append(1) or save(*args, **more)
     )
     report = study(tmp_path)
     assert len(report.skipped) == begun == (name == "write")
     assert len(report.done) == 6 - begun
-    assert len(trained) == (2 if owner is fitting else 0) + 4  # of four epochs each
+    assert len(trained) == (2 if owner is loop else 0) + 4  # of four epochs each
     assert records(tmp_path) == records(whole)
     assert not [*(tmp_path / "runs").glob("*.pt"), *(tmp_path / "runs").glob("*.running")]
 
 
 def test_seeds_begun_at_once_and_done_one_by_one_leave_no_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, fitting, "save_checkpoint", 2)
+        interrupt(patch, loop, "save_checkpoint", 2)
         study(tmp_path)
     left = lambda: [*(tmp_path / "runs").glob("*.seeds*")]  # noqa: E731
     assert len(left()) == 2  # the checkpoint and its settings
@@ -160,14 +160,14 @@ def test_in_pieces_of_an_epoch_they_end_with_the_same_records(
     if not seeds_at_once:
         whole = tmp_path / "whole"
         study(whole, seeds_at_once=False)
-    clock, save = [0.0], fitting.save_checkpoint
+    clock, save = [0.0], loop.save_checkpoint
 
     def strike(*args, **more):
         clock[0] += 60
         save(*args, **more)
 
     monkeypatch.setattr(runner.time, "time", lambda: clock[0])
-    monkeypatch.setattr(fitting, "save_checkpoint", strike)
+    monkeypatch.setattr(loop, "save_checkpoint", strike)
     options = {"seeds_at_once": seeds_at_once, "time_limit": 0.5}
     report, pieces = study(tmp_path, **options), 1
     assert len(report.cut) == 6 and not report.done
@@ -213,7 +213,7 @@ def test_the_estimate_goes_by_the_nearest_records(tmp_path):
 def test_the_settings_of_several_seeds_are_looked_at_too(tmp_path, monkeypatch):
     """A checkpoint of other settings is neither continued nor does it choose the seeds."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt(patch, fitting, "save_checkpoint", 2)
+        interrupt(patch, loop, "save_checkpoint", 2)
         study(tmp_path)
     (begun,) = (tmp_path / "runs").glob("*.seeds0-1-2.*.pt")
     assert json.loads(begun.with_suffix(".json").read_text())["config"]["dropout"] == 0.2

@@ -28,7 +28,7 @@ from seqrec_lib.study.comparison import chosen
 from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
 from seqrec_lib.study.runner import run_grid, run_one
-from seqrec_lib.training import fitting
+from seqrec_lib.training import loop
 
 TINY = {
     "seeds": [0, 1],
@@ -330,7 +330,7 @@ LONGER = {**TINY, "config": {**TINY["config"], "epochs": 40, "patience": None}}
 
 
 def do_longer(folder):
-    fitting.SAVE_EVERY = 0.02  # so that some epochs are in the file and some are not
+    loop.SAVE_EVERY = 0.02  # so that some epochs are in the file and some are not
     run_grid(
         load_grid(LONGER),
         results=folder / "results",

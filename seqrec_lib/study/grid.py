@@ -37,7 +37,7 @@ from ..models.loose import LooseUniformAttention
 from ..models.saving import MODELS
 from ..models.weighting import WEIGHTINGS
 from ..training import LOSSES, fit
-from ..training.fitting import Recipe, check_kinds
+from ..training.recipe import Recipe, check_kinds
 
 __all__ = ["BASELINES", "GRIDS", "NEURAL", "WORLD", "Run", "load_grid", "select"]
 

@@ -1,7 +1,8 @@
 """Training: losses, the loop, its history, and where a run stands."""
 
-from .fitting import TrainingDiverged, fit
+from .fitting import fit
 from .history import History
+from .loop import TrainingDiverged
 from .losses import LOSSES, chunked_cross_entropy
 from .seeds import fit_seeds
 

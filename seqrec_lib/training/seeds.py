@@ -21,10 +21,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..data.splits import Split
 from ..models.dropout import Dropout
-from .fitting import Recipe, fit, train
+from .fitting import fit
 from .history import History
+from .loop import Training
 from .losses import ce as cross_entropy
 from .losses import full_precision_if
+from .recipe import Recipe
 
 __all__ = ["fit_seeds"]
 
@@ -80,7 +82,8 @@ def fit_seeds(
         raise ValueError("models that use a parameter twice cannot be trained as one")
     recipe = Recipe(**{**_DEFAULTS, "loss": loss, **options})
     named = {"seeds": list(seeds), "patience": recipe.patience}
-    return train(Stacked, models, seeds, split, recipe, named, checkpoint, progress, on_epoch)
+    training = Training(Stacked, models, seeds, split, recipe, named, checkpoint)
+    return training.run(progress, on_epoch)
 
 
 _DEFAULTS = {name: inspect.signature(fit).parameters[name].default
