@@ -16,6 +16,7 @@ from .study.progress import duration, estimate, remaining, under_way
 from .study.records import Store
 from .study.records import results as read_results
 from .study.runner import run_grid
+from .study.scratch import Scratch
 
 #: Exit code of ``run`` where nothing failed, but not all is done.
 LEFT = 3
@@ -199,7 +200,7 @@ def run(grid, only, results, dry_run, backend, scheduler, **options) -> None:
         if dry_run:
             # how many workers a cluster has is not asked
             jobs = None if scheduler else options["jobs"]
-            _dry_run(runs, Store(results), jobs, options["device"], options["scratch"])
+            _dry_run(runs, Store(results), jobs, options["device"], Scratch(options["scratch"]))
             return
     backend = "dask" if scheduler else backend
     with (
@@ -251,7 +252,7 @@ def status(grid, only, results, scratch) -> None:
 
     Outdated is a record of other settings than the grid's; `run` sets it aside and does it again.
     """
-    runs, store = _runs(grid, only), Store(results)
+    runs, store, scratch = _runs(grid, only), Store(results), Scratch(scratch)
     states = {run: store.state(run) for run in runs}
     todo = [run for run in runs if states[run] != "done"]
     begun = {run: how for run in todo if (how := under_way(scratch, run))}
@@ -265,7 +266,7 @@ def status(grid, only, results, scratch) -> None:
         if states[run] == "damaged":
             click.echo(f"{run}: damaged, {store.path(run)}")
         with suppress(FileNotFoundError):  # it may end while we look
-            why = (scratch / f"{run.key}.failed.txt").read_text().strip().splitlines()
+            why = scratch.traceback(run).read_text().strip().splitlines()
             click.echo(f"{run}: failed, {why[-1] if why else 'and there was no room to say why'}")
     seconds = sum(remaining(estimate(todo, store), scratch).values())
     click.echo(f"about {duration(seconds)} left, one run at a time")
@@ -407,7 +408,9 @@ def _one_setting(found) -> None:
         )
 
 
-def _dry_run(runs: list[Run], store: Store, jobs: int | None, device: str, scratch: Path) -> None:
+def _dry_run(
+    runs: list[Run], store: Store, jobs: int | None, device: str, scratch: Scratch
+) -> None:
     states = {run: store.state(run) for run in runs}
     todo = [run for run in runs if states[run] != "done"]
     cost = remaining(estimate(todo, store, device), scratch)

@@ -11,7 +11,7 @@ import seqrec_lib as sr
 from seqrec_lib.__main__ import main
 from seqrec_lib.analysis import gini
 from seqrec_lib.study import profiles, write_profile
-from seqrec_lib.study.runner import data_sha256
+from seqrec_lib.study.provenance import data_sha256
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1], [0, 0, 0, 8], [1, 2, 3, 10], [0, 5, 5]], ids=str)

@@ -9,7 +9,8 @@ import pytest
 import seqrec_lib as sr
 from seqrec_lib.study import runner
 from seqrec_lib.study.grid import load_grid
-from seqrec_lib.study.progress import Expected, Progress, marker
+from seqrec_lib.study.progress import Expected, Progress
+from seqrec_lib.study.scratch import Scratch
 
 GRID = {
     "seeds": [0, 1, 2, 3],
@@ -26,12 +27,12 @@ class Terminal(io.StringIO):
 
 
 def epoch(folder, run, number):
-    marker(folder, run).write_text(json.dumps({"epoch": number}))
+    Scratch(folder).marker(run).write_text(json.dumps({"epoch": number}))
 
 
 def started(folder, file=None, **settings):
     expected = {run: Expected(100.0, 10.0) for run in RUNS}
-    return Progress(expected, folder, file=file or Terminal(), **settings)
+    return Progress(expected, Scratch(folder), file=file or Terminal(), **settings)
 
 
 def test_runs_under_way_count_by_their_epochs(tmp_path):
@@ -39,7 +40,7 @@ def test_runs_under_way_count_by_their_epochs(tmp_path):
     assert progress.done() == 0
     epoch(tmp_path, RUNS[0], 4)
     epoch(tmp_path, RUNS[1], 12)  # more epochs than expected are no more than the whole
-    marker(tmp_path, RUNS[2]).write_text("{}")  # begun, no epoch yet
+    Scratch(tmp_path).marker(RUNS[2]).write_text("{}")  # begun, no epoch yet
     progress.look()
     assert progress.done() == pytest.approx(40 + 100)
     progress.ended(RUNS[0])
@@ -53,7 +54,7 @@ def test_a_marker_that_is_being_written_is_read_the_next_time(tmp_path):
     progress = started(tmp_path)
     epoch(tmp_path, RUNS[0], 4)
     progress.look()
-    marker(tmp_path, RUNS[0]).write_text('{"epo')
+    Scratch(tmp_path).marker(RUNS[0]).write_text('{"epo')
     progress.look()
     assert progress.done() == pytest.approx(40)
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import runner
+from seqrec_lib.study import measuring, runner
 from seqrec_lib.study.grid import load_grid
 from seqrec_lib.study.progress import estimate
 from seqrec_lib.study.records import Store, comparable, results
@@ -80,7 +80,7 @@ def test_how_many_seeds_shared_a_model_is_in_the_table(whole):
 
 def test_a_gpu_trains_seeds_at_once_and_a_cpu_does_not(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(runner, "_spread", lambda work, todo, *_: jobs.append(todo) or ())
+    monkeypatch.setattr(runner, "spread", lambda work, todo, *_: jobs.append(todo) or ())
     study(tmp_path, seeds_at_once=None, device="cpu")
     monkeypatch.setattr(runner, "pick_device", lambda name: runner.torch.device("cuda"))
     study(tmp_path, seeds_at_once=None)
@@ -106,7 +106,7 @@ def interrupt(monkeypatch, owner, name, call):
     ("owner", "name", "call"),
     [
         (loop, "save_checkpoint", 2),  # in training
-        (runner, "evaluate", 3),  # measuring
+        (measuring, "evaluate", 3),  # measuring
         (Store, "write", 1),  # one record written, two to come
     ],
 )

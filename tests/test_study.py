@@ -22,12 +22,24 @@ from click.testing import CliRunner
 import seqrec_lib as sr
 from seqrec_lib import plotting
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import comparison, progress, records, runner, tables
+from seqrec_lib.study import (
+    comparison,
+    measuring,
+    progress,
+    provenance,
+    records,
+    runner,
+    tables,
+)
 from seqrec_lib.study import grid as grids
 from seqrec_lib.study.comparison import chosen
 from seqrec_lib.study.grid import Run, load_grid, select
+from seqrec_lib.study.measuring import run_one
+from seqrec_lib.study.provenance import data_sha256
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
-from seqrec_lib.study.runner import run_grid, run_one
+from seqrec_lib.study.runner import run_grid
+from seqrec_lib.study.scratch import Scratch, settings_of
+from seqrec_lib.study.spreading import Outcome, spread
 from seqrec_lib.training import loop
 
 TINY = {
@@ -173,7 +185,7 @@ def test_a_record_holds_what_the_run_measured(tiny):
     assert record["swapped"]["uniform"]["test"]["NDCG@10"] == pytest.approx(swapped, rel=1e-4)
     assert record["by_length"]["5-9"]["users"] == 80
     assert record["by_length"]["5-9"]["test"]["HR@10"] == record["test"]["HR@10"]
-    assert record["data_sha256"] == runner.data_sha256(inter)
+    assert record["data_sha256"] == data_sha256(inter)
     assert re.fullmatch(r"[0-9a-f]{12}(\+dirty)?|\d+\.\d+.*", record["code_version"])
     assert record["device"].startswith("cpu: ") and record["threads"] == 1
     assert len(Store(tiny).path(run).read_bytes()) < 30_000
@@ -182,9 +194,9 @@ def test_a_record_holds_what_the_run_measured(tiny):
 def test_the_data_hash_sees_every_item_and_their_order():
     a = sr.Interactions([[1, 2, 3], [2, 1]], num_items=3)
     others = [[[1, 2, 3], [1, 2]], [[1, 2, 3, 2], [1]], [[1, 2, 3], [2, 2]]]
-    hashes = {runner.data_sha256(sr.Interactions(x, num_items=3)) for x in others}
-    assert len(hashes | {runner.data_sha256(a)}) == 4
-    assert runner.data_sha256(a) == runner.data_sha256(sr.Interactions([[1, 2, 3], [2, 1]], 3))
+    hashes = {data_sha256(sr.Interactions(x, num_items=3)) for x in others}
+    assert len(hashes | {data_sha256(a)}) == 4
+    assert data_sha256(a) == data_sha256(sr.Interactions([[1, 2, 3], [2, 1]], 3))
 
 
 def test_damage_is_noticed_wherever_it_is(tiny, tmp_path):
@@ -442,7 +454,7 @@ def stop(which, entry):
 def test_a_record_names_every_code_and_device_that_its_training_went_through(tmp_path, monkeypatch):
     run, places = load_grid(TINY)[0], {"checkpoint": tmp_path / "run.pt"}
     for code in "aab":
-        monkeypatch.setattr(runner, "_describe", lambda where, code=code: f"cpu: {code}")
+        monkeypatch.setattr(measuring, "describe", lambda where, code=code: f"cpu: {code}")
         if code == "a":
             with pytest.raises(KeyboardInterrupt):
                 run_one(run, code=code, on_epoch=stop, **places)
@@ -456,13 +468,13 @@ def test_other_data_are_neither_trained_on_further_nor_put_beside(tmp_path, monk
     assert run_grid([first], **places).done == [first]
     with pytest.raises(KeyboardInterrupt):
         run_one(second, code="a", on_epoch=stop, checkpoint=tmp_path / "run.pt")
-    monkeypatch.setattr(runner, "data_sha256", lambda inter: "0" * 64)
-    runner._data.cache_clear()
+    monkeypatch.setattr(measuring, "data_sha256", lambda inter: "0" * 64)
+    measuring._load.cache_clear()
     (why,) = run_grid([second], **places).failed.values()
     assert "1 records of world-markov are of other data" in why and "--results" in why
     again = run_one(second, code="b", checkpoint=tmp_path / "run.pt")
     assert again["code_version"] == "b" and again["epochs"] == 3
-    runner._data.cache_clear()
+    measuring._load.cache_clear()
 
 
 def test_a_record_under_the_name_of_another_run_is_damaged(tiny, tmp_path):
@@ -480,7 +492,7 @@ def test_a_record_under_the_name_of_another_run_is_damaged(tiny, tmp_path):
 def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
     other = load_grid({**TINY, "config": {**TINY["config"], "dim": 16}})[0]
     run_one(other, checkpoint=tmp_path / f"{other.key}.pt")
-    runner._settings(tmp_path / f"{other.key}.pt").write_text(json.dumps(dict(other.config)))
+    settings_of(tmp_path / f"{other.key}.pt").write_text(json.dumps(dict(other.config)))
     run = load_grid(TINY)[0]
     report = run_grid([run], results=tmp_path / "results", scratch=tmp_path)
     assert report.done == [run]
@@ -489,8 +501,8 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
 
 def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
     run, other = load_grid(TINY)[:2]
-    mine, others = (runner._checkpoint(tmp_path, (each,)) for each in (run, other))
-    for path in (mine, runner._settings(mine), others):
+    mine, others = (Scratch(tmp_path).checkpoint((each,)) for each in (run, other))
+    for path in (mine, settings_of(mine), others):
         (tmp_path / f".{path.name}.x7.tmp").touch()
     run_grid([run], results=tmp_path / "results", scratch=tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [f".{others.name}.x7.tmp"]
@@ -555,9 +567,9 @@ def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
     called = []
     for name in ("init", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *device, name=name: called.append(name))
-    runner._reset_peak_memory(torch.device("cuda:0"))
+    provenance.reset_peak_memory(torch.device("cuda:0"))
     assert called == ["init", "reset_peak_memory_stats"]
-    monkeypatch.setattr(runner, "pick_device", torch.device)
+    monkeypatch.setattr(measuring, "pick_device", torch.device)
     (counted,) = load_grid(with_runs({"models": ["popularity"]}))
     assert run_one(counted, device="cuda:0")["device"].startswith("cpu: ")
     assert len(called) == 2  # a baseline needs no GPU
@@ -566,17 +578,18 @@ def test_cuda_is_begun_before_anything_is_asked_of_a_device(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak cannot be reset")
 def test_the_peak_of_a_worker_is_not_that_of_whoever_started_it():
     large = np.ones(2**29, np.uint8)
-    code = """from seqrec_lib.study import runner; cpu = runner.pick_device("cpu")
-runner._reset_peak_memory(cpu); print(runner._peak_memory(cpu))"""
+    code = """import torch; from seqrec_lib.study.provenance import peak_memory, reset_peak_memory
+cpu = torch.device("cpu"); reset_peak_memory(cpu); print(peak_memory(cpu))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    own = runner._peak_memory(torch.device("cpu"))
+    own = provenance.peak_memory(torch.device("cpu"))
     assert len(large) / 2**20 < own and 10 < float(done.stdout) < own - 300
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_numbered_gpu_may_be_the_first_thing_a_process_asks_of_cuda():
-    code = "from seqrec_lib.study import runner; runner._reset_peak_memory(runner.pick_device(%r))"
-    subprocess.run([sys.executable, "-c", code % "cuda:0"], check=True)
+    code = """import torch; from seqrec_lib.study.provenance import reset_peak_memory
+reset_peak_memory(torch.device("cuda:0"))"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- tables ----------------------------------------------------------------------------------
@@ -939,12 +952,12 @@ def kills_itself(job):
     (run,) = job
     if run.seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return [runner.Outcome(run, "done")]
+    return [Outcome(run, "done")]
 
 
 def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
     jobs = [(Run("world-markov", seed=seed),) for seed in range(4)]
-    outcomes = list(runner._spread(kills_itself, jobs, 2, "loky", tmp_path))
+    outcomes = list(spread(kills_itself, jobs, 2, "loky", Scratch(tmp_path)))
     assert sorted(o.run.seed for o in outcomes) == [0, 1, 2, 3]
     assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}
 
@@ -960,7 +973,7 @@ def test_a_killed_worker_of_a_cluster_costs_its_own_run_alone(tmp_path):
         distributed.Client(n_workers=1, threads_per_worker=1, dashboard_address=None),
     ):
         ends = {
-            end.run.seed: end for end in runner._spread(kills_itself, jobs, 1, "dask", tmp_path)
+            end.run.seed: end for end in spread(kills_itself, jobs, 1, "dask", Scratch(tmp_path))
         }
     assert {seed: end.status for seed, end in ends.items()} == {
         0: "done", 1: "failed", 2: "done", 3: "done",

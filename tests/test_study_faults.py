@@ -18,12 +18,13 @@ from filelock import FileLock
 
 from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
-from seqrec_lib.study import comparison, progress, records, runner, tables
+from seqrec_lib.study import comparison, measuring, progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
 from seqrec_lib.study.grid import Run, load_grid
 from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
+from seqrec_lib.study.scratch import Scratch, settings_of, went_on
 from seqrec_lib.training import TrainingDiverged
 from seqrec_lib.training.checkpoints import load_checkpoint, save_checkpoint
 
@@ -140,9 +141,9 @@ def test_the_time_left_is_that_of_the_same_split():
 
 
 def test_a_seed_that_diverges_fails_alone(tmp_path, monkeypatch):
-    together = runner.fit_seeds
-    monkeypatch.setattr(runner, "fit_seeds", diverges := Diverges(together, 1))
-    monkeypatch.setattr(runner, "fit", Diverges(runner.fit, 1))
+    together = measuring.fit_seeds
+    monkeypatch.setattr(measuring, "fit_seeds", diverges := Diverges(together, 1))
+    monkeypatch.setattr(measuring, "fit", Diverges(measuring.fit, 1))
     report = do(tmp_path, runs := grid(), seeds_at_once=True)
     assert diverges.called
     assert [run.seed for run in report.done] == [0, 2]
@@ -182,38 +183,38 @@ def test_what_is_set_aside_is_never_written_over(tmp_path):
 def test_studies_that_share_a_scratch_keep_their_checkpoints_apart(tmp_path):
     (cut,), (other,) = grid([0]), grid([0], dim=12)
     assert cut.key == other.key
-    checkpoint = runner._checkpoint(tmp_path / "runs", (cut,))
+    checkpoint = Scratch(tmp_path / "runs").checkpoint((cut,))
     checkpoint.parent.mkdir()
-    runner._went_on(checkpoint, cut, "of some data", {"device": "cpu"})
+    went_on(checkpoint, cut, "of some data", {"device": "cpu"})
     checkpoint.write_text("some epochs")
     do(tmp_path, [other])
-    assert checkpoint.read_text() == "some epochs" and runner._settings(checkpoint).exists()
+    assert checkpoint.read_text() == "some epochs" and settings_of(checkpoint).exists()
     odd = checkpoint.with_name(checkpoint.name.replace(".seed0.", ".seeds-of-apples.seed0."))
     odd.write_text("a variant of that name")
-    assert not list(runner._begun_at_once(cut, tmp_path / "runs"))
+    assert not list(Scratch(tmp_path / "runs").begun_at_once(cut))
 
 
 def test_seeds_that_failed_together_are_not_put_together_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "fit_seeds", Diverges(runner.fit_seeds, 1))
-    monkeypatch.setattr(runner, "fit", Diverges(runner.fit, 1))
-    runs, scratch = grid(), tmp_path / "runs"
+    monkeypatch.setattr(measuring, "fit_seeds", Diverges(measuring.fit_seeds, 1))
+    monkeypatch.setattr(measuring, "fit", Diverges(measuring.fit, 1))
+    runs, scratch = grid(), Scratch(tmp_path / "runs")
     do(tmp_path, runs, seeds_at_once=True)
-    seeds = [[run.seed for run in job] for job in runner._jobs(runs, scratch)]
+    seeds = [[run.seed for run in job] for job in scratch.jobs(runs)]
     assert seeds == [[0, 2], [1]]  # the first and the last are done, and free again
-    alone = runner._checkpoint(scratch, (runs[0],))
-    runner._went_on(alone, runs[0], "of these data", {})
+    alone = scratch.checkpoint((runs[0],))
+    went_on(alone, runs[0], "of these data", {})
     alone.write_text("some epochs")
-    assert [[run.seed for run in job] for job in runner._jobs(runs, scratch)] == [[2], [0], [1]]
+    assert [[run.seed for run in job] for job in scratch.jobs(runs)] == [[2], [0], [1]]
 
 
 def test_a_done_run_leaves_no_checkpoint_even_if_its_command_was_killed(tmp_path):
     runs = grid([0])
     do(tmp_path, runs)
-    checkpoint = runner._checkpoint(tmp_path / "runs", runs)
-    for path in (checkpoint, runner._settings(checkpoint)):
+    checkpoint = Scratch(tmp_path / "runs").checkpoint(runs)
+    for path in (checkpoint, settings_of(checkpoint)):
         path.write_text("{}")
     assert do(tmp_path, runs).skipped == runs
-    assert not checkpoint.exists() and not runner._settings(checkpoint).exists()
+    assert not checkpoint.exists() and not settings_of(checkpoint).exists()
 
 
 def test_a_run_that_is_there_twice_is_done_once_and_may_not_contradict_itself(tmp_path):
@@ -227,23 +228,23 @@ def test_a_run_that_is_there_twice_is_done_once_and_may_not_contradict_itself(tm
 def test_a_record_tells_everything_it_was_made_with_from_the_beginning(tmp_path):
     (run,), checkpoint = grid([0]), tmp_path / "some.pt"
     now = {"threads": 1, "torch": "2.13.0"}
-    assert runner._went_on(checkpoint, run, "data", now) == now
+    assert went_on(checkpoint, run, "data", now) == now
     checkpoint.write_text("some epochs")
-    assert runner._went_on(checkpoint, run, "data", now) == now
-    found = runner._went_on(checkpoint, run, "data", {"threads": 2, "torch": "2.13.0"})
+    assert went_on(checkpoint, run, "data", now) == now
+    found = went_on(checkpoint, run, "data", {"threads": 2, "torch": "2.13.0"})
     assert found == {"threads": "1, then 2", "torch": "2.13.0"}
-    assert runner._went_on(checkpoint, run, "other data", now) == now  # begun anew
+    assert went_on(checkpoint, run, "other data", now) == now  # begun anew
 
 
 def test_the_time_left_is_less_what_is_done(tmp_path):
     (run,) = grid([0])
     expected = {run: Expected(60.0, 4.0)}
-    assert progress.remaining(expected, tmp_path) == {run: 60.0}
+    assert progress.remaining(expected, Scratch(tmp_path)) == {run: 60.0}
     for epoch, left in ((1, 45.0), (9, 0.0)):
-        progress.marker(tmp_path, run).write_text(json.dumps({"epoch": epoch}))
-        assert progress.remaining(expected, tmp_path) == {run: left}
-    progress.marker(tmp_path, run).write_text("")  # no epoch yet
-    assert progress.remaining(expected, tmp_path) == {run: 60.0}
+        Scratch(tmp_path).marker(run).write_text(json.dumps({"epoch": epoch}))
+        assert progress.remaining(expected, Scratch(tmp_path)) == {run: left}
+    Scratch(tmp_path).marker(run).write_text("")  # no epoch yet
+    assert progress.remaining(expected, Scratch(tmp_path)) == {run: 60.0}
 
 
 def test_a_failure_that_found_no_room_for_its_words_does_not_end_status(tmp_path):
@@ -284,13 +285,13 @@ def test_when_time_is_up_what_was_measured_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
         runner, "time", SimpleNamespace(time=lambda: clock.now, perf_counter=lambda: clock.now)
     )
-    measure = runner._measure
+    measure = measuring._measure
 
     def slow(*args):
         clock.now += 40
         return measure(*args)
 
-    monkeypatch.setattr(runner, "_measure", slow)
+    monkeypatch.setattr(measuring, "_measure", slow)
     store, runs = Store(tmp_path / "results"), grid()
     report = do(tmp_path, runs, seeds_at_once=True, time_limit=1)
     assert (len(report.done), len(report.cut)) == (2, 1)
@@ -298,7 +299,7 @@ def test_when_time_is_up_what_was_measured_is_kept(tmp_path, monkeypatch):
     clock.now = 1e6
     measured = []
     monkeypatch.setattr(
-        runner, "_measure", lambda run, *args: measured.append(run) or measure(run, *args)
+        measuring, "_measure", lambda run, *args: measured.append(run) or measure(run, *args)
     )
     assert do(tmp_path, runs, seeds_at_once=True, time_limit=1).done == runs[2:]
     assert measured == runs[2:] and store.read(runs[2])["seeds_at_once"] == 3
@@ -457,11 +458,11 @@ def test_status_tells_what_failed_and_what_is_running_from_what_was_cut(tmp_path
     runs = load_grid("quick")
     baseline = next(run for run in runs if run.model == "popularity")
     failed, live, killed, early = [run for run in runs if run.model == "sasrec"][:4]
-    runner._failed(tmp_path, failed).write_text("Traceback ...\nMemoryError: too much\n")
+    Scratch(tmp_path).traceback(failed).write_text("Traceback ...\nMemoryError: too much\n")
     for run in (live, killed):
-        runner.marker(tmp_path, run).write_text('{"epoch": 3, "loss": 0.5}')
-    runner.marker(tmp_path, baseline).write_text("{}")
-    runner.marker(tmp_path, early).write_text("")  # killed while it was written
+        Scratch(tmp_path).marker(run).write_text('{"epoch": 3, "loss": 0.5}')
+    Scratch(tmp_path).marker(baseline).write_text("{}")
+    Scratch(tmp_path).marker(early).write_text("")  # killed while it was written
     (tmp_path / f"{killed.key}.lock").touch()
     here = ("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
     with FileLock(tmp_path / f"{live.key}.lock"), FileLock(tmp_path / f"{baseline.key}.lock"):

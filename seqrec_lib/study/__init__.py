@@ -13,9 +13,10 @@ from .comparison import (
     relative_difference,
 )
 from .grid import Run, load_grid
+from .measuring import run_one
 from .profiling import profiles, write_profile
 from .records import DamagedRecord, Store, results, results_dir
-from .runner import Report, run_grid, run_one
+from .runner import Report, run_grid
 from .tables import (
     benchmark,
     by_length,

@@ -9,8 +9,8 @@ from pathlib import Path
 from ..analysis.profile import profile
 from ..data import leave_one_out, load_dataset
 from ..files import atomic_path
+from .provenance import code_version, data_sha256
 from .records import PROFILES, results_dir, rounded, writable_dir
-from .runner import code_version, data_sha256
 
 __all__ = ["profiles", "write_profile"]
 

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from ..data import DATASETS, worlds
 from ..device import device as pick_device
 from .grid import AXES, BASELINES, NEURAL, WORLD, Run
+from .scratch import Scratch
 
-__all__ = ["Expected", "Progress", "duration", "estimate", "marker", "operations", "under_way"]
+__all__ = ["Expected", "Progress", "duration", "estimate", "operations", "under_way"]
 
 #: Multiplications and additions a second that one core may be expected to do in training.
 RATE = 2.5e10
@@ -107,7 +108,7 @@ class Progress:
 
     Args:
         expected: the runs that are to be done.
-        scratch: the folder of their markers.
+        scratch: has their markers.
         jobs: how many are done at a time.
         say: prints a line; see :meth:`say`.
         file: where to draw; by default on standard error.
@@ -118,7 +119,7 @@ class Progress:
     def __init__(
         self,
         expected: Mapping[Run, Expected],
-        scratch: Path,
+        scratch: Scratch,
         jobs: int = 1,
         say: Callable[[str], None] = print,
         file: TextIO | None = None,
@@ -163,7 +164,7 @@ class Progress:
         """See how far the runs under way are, and draw that."""
         with self._lock:
             under_way = []
-            for path in self.scratch.glob("*.running"):
+            for path in self.scratch.folder.glob("*.running"):
                 run = self.left.get(path.stem)
                 with suppress(OSError, ValueError):  # it may end, or be written, while we look
                     if run and (epoch := json.loads(path.read_text()).get("epoch")):
@@ -198,31 +199,26 @@ class Progress:
             self.look()
 
 
-def marker(scratch: Path, run: Run) -> Path:
-    """A file that is there while a run is under way; it holds its last epoch."""
-    return scratch / f"{run.key}.running"
-
-
-def remaining(expected: Mapping[Run, Expected], scratch: Path) -> dict[Run, float]:
+def remaining(expected: Mapping[Run, Expected], scratch: Scratch) -> dict[Run, float]:
     """Seconds that runs may still take, after the epochs that were done of them."""
 
     def share(run: Run, epochs: float) -> float:
         with suppress(OSError, ValueError):
-            return min(json.loads(marker(scratch, run).read_text()).get("epoch", 0) / epochs, 1.0)
+            return min(json.loads(scratch.marker(run).read_text()).get("epoch", 0) / epochs, 1.0)
         return 0.0
 
     return {run: each.seconds * (1 - share(run, each.epochs)) for run, each in expected.items()}
 
 
-def under_way(scratch: Path, run: Run) -> str:
+def under_way(scratch: Scratch, run: Run) -> str:
     """ "running, epoch 3 of 60"; "cut at epoch 3, .." if its process is gone; "" if not begun."""
     try:
-        epoch = json.loads(marker(scratch, run).read_text()).get("epoch")
+        epoch = json.loads(scratch.marker(run).read_text()).get("epoch")
     except FileNotFoundError:
         return ""
     except ValueError:  # it is being written, or was when its process was killed
         epoch = None
-    if _locked(scratch / f"{run.key}.lock"):
+    if _locked(scratch.lock(run)):
         return "running" + (f", epoch {epoch} of {run.config['epochs']}" if epoch else "")
     return f"cut {f'at epoch {epoch}' if epoch else 'early'}, the same command goes on"
 

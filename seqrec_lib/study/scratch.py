@@ -1,0 +1,167 @@
+"""Where runs stand that are not done: the scratch folder, and what its files mean.
+
+A run has a lock while some process works on it, a marker that holds its last epoch, and a traceback
+if it failed. A job has a checkpoint of its epochs so far. Once all records are written nothing of
+this is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..files import atomic_path
+from .grid import Run
+from .records import Store
+
+__all__ = ["Job", "Scratch", "beside", "name_of", "settings_of", "went_on"]
+
+#: Runs that are done together; they differ in their seed alone.
+Job = tuple[Run, ...]
+
+
+class Scratch:
+    """The folder of locks, markers, tracebacks and checkpoints; any number of commands share it."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder).resolve()
+
+    def lock(self, run: Run) -> Path:
+        """Held, by whatever process works on the run, until it ends in whatever way."""
+        return self.folder / f"{run.key}.lock"
+
+    def marker(self, run: Run) -> Path:
+        """There while the run is under way; it holds its last epoch."""
+        return self.folder / f"{run.key}.running"
+
+    def traceback(self, run: Run) -> Path:
+        """There if the run failed."""
+        return self.folder / f"{run.key}.failed.txt"
+
+    def apart(self, run: Run) -> Path:
+        """There if the run's seeds, trained as one, failed: it is done alone from then on."""
+        return self.folder / f"{run.key}.apart"
+
+    def checkpoint(self, job: Sequence[Run]) -> Path:
+        """Named by its configuration, too: other studies may share the folder."""
+        return self.folder / f"{name_of(job)}.{_digest(job[0])}.pt"
+
+    # ---- what was begun ----------------------------------------------------------------------
+
+    def jobs(self, todo: Sequence[Run]) -> list[Job]:
+        """All seeds of a setting together; where some were cut, the same ones again."""
+        settings: dict[str, list[Run]] = {}
+        for run in todo:
+            settings.setdefault(run.key.rpartition(".seed")[0], []).append(run)
+        jobs = []
+        for runs in settings.values():
+            seeds = {run.seed for run in runs}
+            for checkpoint, begun in self.begun_at_once(runs[0]):
+                if seeds <= {run.seed for run in begun} and beside(checkpoint):
+                    jobs.append(tuple(begun))
+                    break
+            else:  # what was begun alone, or is better off so, goes on alone
+                alone = [
+                    run for run in runs
+                    if beside(self.checkpoint((run,))) or self.apart(run).exists()
+                ]  # fmt: skip
+                together = tuple(run for run in runs if run not in alone)
+                jobs += [*([together] if together else []), *((run,) for run in alone)]
+        return jobs
+
+    def begun_at_once(self, run: Run) -> Iterator[tuple[Path, list[Run]]]:
+        """The checkpoints of several seeds of a run's setting, and the runs that each is of."""
+        before, after = f"{run.key.rpartition('.seed')[0]}.seeds", f".{_digest(run)}.pt"
+        for checkpoint in sorted(self.folder.glob(f"{before}*{after}")):
+            seeds = checkpoint.name.removeprefix(before).removesuffix(after).split("-")
+            if all(map(str.isdecimal, seeds)):  # else of a variant of such a name
+                yield checkpoint, [replace(run, seed=int(seed)) for seed in seeds]
+
+    # ---- putting away ------------------------------------------------------------------------
+
+    def drop_half_written(self, job: Job) -> None:
+        """Checkpoints that were being written when their process was killed; hold the locks."""
+        checkpoint = self.checkpoint(job)
+        for path in (checkpoint, settings_of(checkpoint)):
+            for leftover in self.folder.glob(f".{path.name}.*"):
+                leftover.unlink()
+
+    def drop_checkpoint(self, job: Sequence[Run]) -> None:
+        _unlink(self.checkpoint(job))
+
+    def put_away(self, job: Job, store: Store) -> None:
+        """Everything of a job whose runs are done."""
+        checkpoints = [self.checkpoint(job), *(self.checkpoint((run,)) for run in job)]
+        for checkpoint, runs in self.begun_at_once(job[0]):
+            # of several seeds, all of which were then done in another company, or alone
+            if all(store.state(other) == "done" for other in runs):
+                checkpoints.append(checkpoint)
+        for checkpoint in checkpoints:
+            _unlink(checkpoint)
+        for run in job:
+            for path in (self.traceback(run), self.apart(run), self.marker(run)):
+                path.unlink(missing_ok=True)
+
+
+def name_of(job: Sequence[Run]) -> str:
+    """The key of its run; of several, with all their seeds."""
+    setting, _, seed = job[0].key.rpartition(".seed")
+    if len(job) == 1:
+        return f"{setting}.seed{seed}"
+    return f"{setting}.seeds{'-'.join(str(run.seed) for run in job)}"
+
+
+def _digest(run: Run) -> str:
+    return hashlib.sha256(json.dumps(_plain(run), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(run.config)))
+
+
+def _unlink(checkpoint: Path) -> None:
+    for path in (checkpoint, settings_of(checkpoint)):
+        path.unlink(missing_ok=True)
+
+
+# ---- what stands beside a checkpoint -----------------------------------------------------
+
+
+def settings_of(checkpoint: Path) -> Path:
+    """The file that says how a checkpoint's job was begun."""
+    return checkpoint.with_suffix(".json")
+
+
+def beside(checkpoint: Path) -> dict[str, Any]:
+    """What is known of a checkpoint; nothing where it is not there, or nothing is known."""
+    known = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(settings_of(checkpoint).read_text()) if checkpoint.exists() else {}
+    return known if isinstance(known, dict) else {}
+
+
+def went_on(checkpoint: Path, run: Run, sha256: str, now: dict[str, Any]) -> dict[str, Any]:
+    """By which code, on what device, .. a job is done from its beginning: "a, then b".
+
+    A checkpoint of another configuration or of other data is deleted.
+    """
+    known, of = beside(checkpoint), {"config": _plain(run), "data_sha256": sha256}
+    if any(known.get(name) != value for name, value in of.items()):
+        checkpoint.unlink(missing_ok=True)
+        known = {}
+    by = {}
+    for what, here in now.items():
+        before = known.get(what, [])
+        by[what] = before if before[-1:] == [here] else [*before, here]
+    with atomic_path(settings_of(checkpoint)) as temporary:
+        temporary.write_text(json.dumps({**of, **by}))
+    return {
+        what: told[0] if len(told) == 1 else ", then ".join(map(str, told))
+        for what, told in by.items()
+    }
