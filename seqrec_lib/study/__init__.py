@@ -14,6 +14,7 @@ from .comparison import (
 )
 from .grid import Run, load_grid
 from .measuring import run_one
+from .pooling import Pooled, pooled
 from .profiling import profiles, write_profile
 from .records import DamagedRecord, Store, results, results_dir
 from .runner import Report, run_grid
@@ -33,6 +34,7 @@ from .tables import (
 __all__ = [
     "Change",
     "DamagedRecord",
+    "Pooled",
     "Report",
     "Run",
     "Store",
@@ -49,6 +51,7 @@ __all__ = [
     "load_grid",
     "missing",
     "paired",
+    "pooled",
     "profiles",
     "published",
     "published_gains",
