@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from scipy import stats
 from ..analysis.effects import equivalence, hedges_g
 from ..training.history import History
 from .grid import AXES, BASELINES, Run, load_grid, select
-from .records import Store, results, score
+from .records import DamagedRecord, Store, results, score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,9 +186,14 @@ def settings_of(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]
     return sorted(groups.values(), key=lambda group: order[group[0].dataset])
 
 
-def reader(store: Store):
+def reader(store: Store) -> Callable[[Run], dict[str, Any] | None]:
+    """Reads the record of a run; None where there is none, another, or a damaged one."""
+
     def read(run: Run) -> dict[str, Any] | None:
-        return store.read(run) if store.state(run) == "done" else None
+        try:
+            return store.read(run)
+        except DamagedRecord:
+            return None
 
     return read
 
