@@ -57,7 +57,7 @@ def pooled(table: pd.DataFrame, *, level: float = 0.95) -> Pooled:
     Mandel (1982). The interval of the mean is that of Hartung and Knapp (2001), never narrower
     than the weights alone would have it (Roever et al. 2015); the one for the next data set that
     of Higgins et al. (2009), which is too narrow where data sets are few: with eight of five seeds
-    that differ as much as their seeds scatter, it holds the next one nearly nine times in ten.
+    that differ as much as their seeds scatter, it holds the next one about nine times in ten.
 
     The data sets are taken as a sample of many, and as independent. Logs of one family are not.
 
