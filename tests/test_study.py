@@ -38,7 +38,7 @@ from seqrec_lib.study.measuring import run_one
 from seqrec_lib.study.provenance import data_sha256
 from seqrec_lib.study.records import DamagedRecord, Store, comparable, results, score
 from seqrec_lib.study.runner import run_grid
-from seqrec_lib.study.scratch import Scratch, settings_of
+from seqrec_lib.study.scratch import Scratch, origin_of
 from seqrec_lib.study.spreading import Outcome, spread
 from seqrec_lib.training import loop
 
@@ -492,7 +492,7 @@ def test_a_record_under_the_name_of_another_run_is_damaged(tiny, tmp_path):
 def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
     other = load_grid({**TINY, "config": {**TINY["config"], "dim": 16}})[0]
     run_one(other, checkpoint=tmp_path / f"{other.key}.pt")
-    settings_of(tmp_path / f"{other.key}.pt").write_text(json.dumps(dict(other.config)))
+    origin_of(tmp_path / f"{other.key}.pt").write_text(json.dumps(dict(other.config)))
     run = load_grid(TINY)[0]
     report = run_grid([run], results=tmp_path / "results", scratch=tmp_path)
     assert report.done == [run]
@@ -502,7 +502,7 @@ def test_a_checkpoint_of_other_settings_is_not_continued(tiny, tmp_path):
 def test_half_written_checkpoints_go_with_the_run_they_were_of(tmp_path):
     run, other = load_grid(TINY)[:2]
     mine, others = (Scratch(tmp_path).checkpoint((each,)) for each in (run, other))
-    for path in (mine, settings_of(mine), others):
+    for path in (mine, origin_of(mine), others):
         (tmp_path / f".{path.name}.x7.tmp").touch()
     run_grid([run], results=tmp_path / "results", scratch=tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [f".{others.name}.x7.tmp"]

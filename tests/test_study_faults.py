@@ -24,7 +24,7 @@ from seqrec_lib.study.grid import Run, load_grid
 from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
-from seqrec_lib.study.scratch import Scratch, settings_of, went_on
+from seqrec_lib.study.scratch import Scratch, origin_of, went_on
 from seqrec_lib.training import TrainingDiverged
 from seqrec_lib.training.checkpoints import load_checkpoint, save_checkpoint
 
@@ -188,7 +188,7 @@ def test_studies_that_share_a_scratch_keep_their_checkpoints_apart(tmp_path):
     went_on(checkpoint, cut, "of some data", {"device": "cpu"})
     checkpoint.write_text("some epochs")
     do(tmp_path, [other])
-    assert checkpoint.read_text() == "some epochs" and settings_of(checkpoint).exists()
+    assert checkpoint.read_text() == "some epochs" and origin_of(checkpoint).exists()
     odd = checkpoint.with_name(checkpoint.name.replace(".seed0.", ".seeds-of-apples.seed0."))
     odd.write_text("a variant of that name")
     assert not list(Scratch(tmp_path / "runs").begun_at_once(cut))
@@ -211,10 +211,10 @@ def test_a_done_run_leaves_no_checkpoint_even_if_its_command_was_killed(tmp_path
     runs = grid([0])
     do(tmp_path, runs)
     checkpoint = Scratch(tmp_path / "runs").checkpoint(runs)
-    for path in (checkpoint, settings_of(checkpoint)):
+    for path in (checkpoint, origin_of(checkpoint)):
         path.write_text("{}")
     assert do(tmp_path, runs).skipped == runs
-    assert not checkpoint.exists() and not settings_of(checkpoint).exists()
+    assert not checkpoint.exists() and not origin_of(checkpoint).exists()
 
 
 def test_a_run_that_is_there_twice_is_done_once_and_may_not_contradict_itself(tmp_path):
@@ -340,7 +340,7 @@ def test_curves_of_two_splits_are_two_curves(small):
     assert "world-markov sasrec softmax, seed 0" in one
 
 
-def test_two_settings_of_a_baseline_are_two_rows():
+def test_two_origin_of_a_baseline_are_two_rows():
     names = {tables.label(Run("beauty", model="item-knn", variant=v)) for v in ("main", "wide")}
     assert names == {"item-knn", "item-knn (wide)"}
 

@@ -1,5 +1,6 @@
 """The study: a grid of runs, their records, and what the records show."""
 
+from .averaging import Average, average
 from .comparison import (
     Change,
     chosen,
@@ -14,7 +15,6 @@ from .comparison import (
 )
 from .grid import Run, load_grid
 from .measuring import run_one
-from .pooling import Pooled, pooled
 from .profiling import profiles, write_profile
 from .records import DamagedRecord, Store, results, results_dir
 from .runner import Report, run_grid
@@ -32,12 +32,13 @@ from .tables import (
 )
 
 __all__ = [
+    "Average",
     "Change",
     "DamagedRecord",
-    "Pooled",
     "Report",
     "Run",
     "Store",
+    "average",
     "benchmark",
     "by_length",
     "chosen",
@@ -51,7 +52,6 @@ __all__ = [
     "load_grid",
     "missing",
     "paired",
-    "pooled",
     "profiles",
     "published",
     "published_gains",

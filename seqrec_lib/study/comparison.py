@@ -65,17 +65,13 @@ STEADY = 0.005
 
 @dataclass(frozen=True)
 class Change:
-    """A ratio of means less 1, its interval, and the p-value of "the means are equal".
-
-    ``error`` is the standard error of the logarithm of the ratio.
-    """
+    """A ratio of means less 1, its interval, and the p-value of "the means are equal"."""
 
     change: float
     low: float
     high: float
     level: float
     p: float
-    error: float
 
     def __str__(self) -> str:
         return (
@@ -109,8 +105,7 @@ def relative_difference(new, reference, *, level: float = 0.95) -> Change:
     log, error = math.log(means[0] / means[1]), math.sqrt(sum(parts))
     half = stats.t.ppf((1 + level) / 2, freedom) * error
     low, change, high = (math.expm1(x) for x in (log - half, log, log + half))
-    p = float(2 * stats.t.sf(abs(log) / error, freedom))
-    return Change(change, low, high, level, p, error)
+    return Change(change, low, high, level, float(2 * stats.t.sf(abs(log) / error, freedom)))
 
 
 def holm(p) -> np.ndarray:
@@ -177,12 +172,12 @@ def gains(
         a row for each data set, split, model and loss (and length): ``new``, ``reference``
         (labels), ``metric``, ``length`` (such as "10-19", or "all"), ``users``, ``seeds`` (the
         smaller number), ``mean_reference``, ``mean_new``, ``change`` with ``low``, ``high``, ``p``
-        and ``error`` (:func:`relative_difference`), the ``verdict``, and ``missing``, the command
-        for runs without a record. Verdicts: "equivalent" (within the margin, by two one-sided
-        tests), else "helps" or "hurts" (an interval on one side of 0), else "undecided". Before
-        all of these, "runs missing" where one of the two has none, "too few seeds", when
-        ``change`` stands without interval or p, and "does not settle" where half of the runs or
-        more of one did not: a mean over failed and good runs is neither.
+        (:func:`relative_difference`), the ``verdict``, and ``missing``, the command for runs
+        without a record. Verdicts: "equivalent" (within the margin, by two one-sided tests), else
+        "helps" or "hurts" (an interval on one side of 0), else "undecided". Before all of these,
+        "runs missing" where one of the two has none, "too few seeds", when ``change`` stands
+        without interval or p, and "does not settle" where half of the runs or more of one did
+        not: a mean over failed and good runs is neither.
     """
     import pandas as pd
 
@@ -206,7 +201,7 @@ def gains(
             })  # fmt: skip
     columns = ["dataset", "split", "model", "loss", "new", "reference", "metric", "length",
                "users", "seeds", "mean_reference", "mean_new", "change", "low", "high", "p",
-               "error", "verdict", "missing"]  # fmt: skip
+               "verdict", "missing"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -439,7 +434,7 @@ def _judge(
     restless: bool = False,
 ) -> dict[str, Any]:
     """The change of ``x`` over ``y`` and the verdict on it."""
-    nothing = dict.fromkeys(("low", "high", "p", "error"), math.nan)
+    nothing = {"low": math.nan, "high": math.nan, "p": math.nan}
     bare = {"change": mean_or_nan(x) / mean_or_nan(y) - 1 if any(y) else math.nan, **nothing}
     if not (x and y):
         return {**bare, "verdict": "runs missing"}
@@ -456,7 +451,7 @@ def _judge(
     else:
         verdict = "helps" if found.low > 0 else "hurts" if found.high < 0 else "undecided"
     return {"change": found.change, "low": found.low, "high": found.high, "p": found.p,
-            "error": found.error, "verdict": verdict}  # fmt: skip
+            "verdict": verdict}  # fmt: skip
 
 
 def _compare_pairs(

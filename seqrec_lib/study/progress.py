@@ -20,7 +20,7 @@ from ..device import device as pick_device
 from .grid import AXES, BASELINES, NEURAL, WORLD, Run
 from .scratch import Scratch
 
-__all__ = ["Expected", "Progress", "duration", "estimate", "operations", "under_way"]
+__all__ = ["Expected", "Progress", "duration", "estimate", "operations", "remaining", "under_way"]
 
 #: Multiplications and additions a second that one core may be expected to do in training.
 RATE = 2.5e10

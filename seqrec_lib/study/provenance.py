@@ -61,7 +61,7 @@ def data_sha256(inter: Interactions) -> str:
 
 
 def describe(where: torch.device) -> str:
-    """ "cuda: " or "cpu: ", and the name of the model."""
+    """ "cuda: " or "cpu: ", and the name of the GPU or processor."""
     if where.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(where)}"
     name = platform.processor() or platform.machine()

@@ -36,7 +36,7 @@ from .progress import Progress, duration, estimate, remaining
 from .provenance import code_version
 from .records import Store, writable_dir
 from .scratch import Job, Scratch, name_of
-from .spreading import Outcome, ended, one_thread_each, spread
+from .spreading import Outcome, one_thread_each, outcomes, spread
 
 __all__ = ["Report", "run_grid"]
 
@@ -143,7 +143,10 @@ def run_grid(
 def _sort_out(
     runs: Iterable[Run], store: Store, scratch: Scratch, say: Callable[[str], None]
 ) -> tuple[list[Run], list[Run]]:
-    """Which runs are to do, and which are done; says what becomes of other records."""
+    """Which runs are to do, and which are done.
+
+    Sets damaged records aside, and puts away what a killed command left of runs that are done.
+    """
     known: dict[str, Run] = {}
     for run in runs:
         if known.setdefault(run.key, run).config != run.config:
@@ -195,7 +198,7 @@ def _perform(
     if _orphaned(master):  # and was given its next job before
         os._exit(1)
     if time.time() > deadline:
-        return ended(job, "cut")
+        return outcomes(job, "cut")
     store = Store(results)
     try:
         with contextlib.ExitStack() as locks:
@@ -206,13 +209,13 @@ def _perform(
             scratch.put_away(job, store)
             return [Outcome(run, "done", record=store.read(run)) for run in job]
     except Timeout:
-        return ended(job, "busy")
+        return outcomes(job, "busy")
     except OutOfTime:
+        found = {run: store.read(run) for run in job if store.state(run) == "done"}
         return [
-            Outcome(run, "done", record=store.read(run)) if store.state(run) == "done"
-            else Outcome(run, "cut")
+            Outcome(run, "done", record=found[run]) if found.get(run) else Outcome(run, "cut")
             for run in job
-        ]  # fmt: skip
+        ]
     except KeyboardInterrupt:
         if _orphaned(master):  # nobody waits for this process, which else would wait for work
             os._exit(1)
@@ -222,7 +225,7 @@ def _perform(
         with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
             _note_failure(job, scratch, error, detail)
     if len(job) == 1:
-        return ended(job, "failed", detail)
+        return outcomes(job, "failed", detail)
     # One seed diverged, or all together took too much memory: let the others not pay for it.
     reason = detail.strip().splitlines()[-1]
     warnings.warn(f"{name_of(job)} failed ({reason}); its seeds are done one by one", stacklevel=2)

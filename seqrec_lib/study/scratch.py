@@ -1,8 +1,8 @@
 """Where runs stand that are not done: the scratch folder, and what its files mean.
 
-A run has a lock while some process works on it, a marker that holds its last epoch, and a traceback
-if it failed. A job has a checkpoint of its epochs so far. Once all records are written nothing of
-this is needed.
+A run has a lock while some process works on it, a marker that holds its last epoch, a traceback if
+it failed, and a mark that it be done apart if its seeds failed together. A job has a checkpoint of
+its epochs so far. Once all records are written nothing of this is needed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..files import atomic_path
 from .grid import Run
 from .records import Store
 
-__all__ = ["Job", "Scratch", "beside", "name_of", "settings_of", "went_on"]
+__all__ = ["Job", "Scratch", "name_of", "origin_of", "went_on"]
 
 #: Runs that are done together; they differ in their seed alone.
 Job = tuple[Run, ...]
 
 
 class Scratch:
-    """The folder of locks, markers, tracebacks and checkpoints; any number of commands share it."""
+    """The folder of all these files; any number of commands share it."""
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).resolve()
@@ -37,7 +37,7 @@ class Scratch:
         return self.folder / f"{run.key}.lock"
 
     def marker(self, run: Run) -> Path:
-        """There while the run is under way; it holds its last epoch."""
+        """There from a run's beginning until it is done; it holds its last epoch."""
         return self.folder / f"{run.key}.running"
 
     def traceback(self, run: Run) -> Path:
@@ -88,7 +88,7 @@ class Scratch:
     def drop_half_written(self, job: Job) -> None:
         """Checkpoints that were being written when their process was killed; hold the locks."""
         checkpoint = self.checkpoint(job)
-        for path in (checkpoint, settings_of(checkpoint)):
+        for path in (checkpoint, origin_of(checkpoint)):
             for leftover in self.folder.glob(f".{path.name}.*"):
                 leftover.unlink()
 
@@ -126,14 +126,14 @@ def _plain(run: Run) -> dict[str, Any]:
 
 
 def _unlink(checkpoint: Path) -> None:
-    for path in (checkpoint, settings_of(checkpoint)):
+    for path in (checkpoint, origin_of(checkpoint)):
         path.unlink(missing_ok=True)
 
 
 # ---- what stands beside a checkpoint -----------------------------------------------------
 
 
-def settings_of(checkpoint: Path) -> Path:
+def origin_of(checkpoint: Path) -> Path:
     """The file that says how a checkpoint's job was begun."""
     return checkpoint.with_suffix(".json")
 
@@ -142,7 +142,7 @@ def beside(checkpoint: Path) -> dict[str, Any]:
     """What is known of a checkpoint; nothing where it is not there, or nothing is known."""
     known = {}
     with suppress(OSError, ValueError):
-        known = json.loads(settings_of(checkpoint).read_text()) if checkpoint.exists() else {}
+        known = json.loads(origin_of(checkpoint).read_text()) if checkpoint.exists() else {}
     return known if isinstance(known, dict) else {}
 
 
@@ -159,7 +159,7 @@ def went_on(checkpoint: Path, run: Run, sha256: str, now: dict[str, Any]) -> dic
     for what, here in now.items():
         before = known.get(what, [])
         by[what] = before if before[-1:] == [here] else [*before, here]
-    with atomic_path(settings_of(checkpoint)) as temporary:
+    with atomic_path(origin_of(checkpoint)) as temporary:
         temporary.write_text(json.dumps({**of, **by}))
     return {
         what: told[0] if len(told) == 1 else ", then ".join(map(str, told))

@@ -12,7 +12,7 @@ from typing import Any
 from .grid import Run
 from .scratch import Job, Scratch
 
-__all__ = ["Outcome", "ended", "one_thread_each", "spread"]
+__all__ = ["Outcome", "one_thread_each", "outcomes", "spread"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Outcome:
     record: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
-def ended(job: Job, status: str, detail: str = "") -> list[Outcome]:
+def outcomes(job: Job, status: str, detail: str = "") -> list[Outcome]:
     return [Outcome(run, status, detail) for run in job]
 
 
@@ -68,19 +68,21 @@ def spread(
     left, suspects, start = {job[0].key: job for job in todo}, [], time.time()
     while left:
         try:
-            for outcomes in parallel(list(left.values()), jobs):
-                del left[outcomes[0].run.key]
-                yield from outcomes
+            for done in parallel(list(left.values()), jobs):
+                del left[done[0].run.key]
+                yield from done
         except BrokenProcessPool:
             # One of the jobs under way did it: they are tried again at the end, one by one.
             begun = [key for key in left if _touched(scratch.marker(left[key][0]), start)]
             suspects += [left.pop(key) for key in begun or list(left)]
     for job in suspects:
         try:
-            for outcomes in parallel([job], 2):  # two: so that it is not done in this process
-                yield from outcomes
+            for done in parallel([job], 2):  # two: so that it is not done in this process
+                yield from done
         except BrokenProcessPool:
-            yield from ended(job, "failed", "its process was killed twice; was it out of memory?")
+            yield from outcomes(
+                job, "failed", "its process was killed twice; was it out of memory?"
+            )
 
 
 def _touched(path: Path, since: float) -> bool:
@@ -104,4 +106,4 @@ def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
     for job in suspects:
         future = client.submit(work, job, pure=False)
         error = future.exception()
-        yield from ended(job, "failed", str(error)) if error else future.result()
+        yield from outcomes(job, "failed", str(error)) if error else future.result()

@@ -187,7 +187,7 @@ def settings_of(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]
 
 
 def reader(store: Store) -> Callable[[Run], dict[str, Any] | None]:
-    """Reads the record of a run; None where there is none, another, or a damaged one."""
+    """Reads the record of a run; None where there is none, or one of other settings, or damaged."""
 
     def read(run: Run) -> dict[str, Any] | None:
         try:

@@ -157,6 +157,9 @@ class Training:
 
         Args:
             on_epoch: called with (which model, the entry of its history).
+
+        Raises:
+            TrainingDiverged: a loss is no longer finite; all models are at their best epoch.
         """
         drawn_on = [self.where] if self.where.type == "cuda" else []
         with self.bar(progress) as bar, torch.random.fork_rng(devices=drawn_on):
@@ -208,9 +211,9 @@ class Training:
         losses, gradients = _Losses(self.members, self.active, epoch), []
         rngs = [np.random.default_rng(state) for state in states]
         draws = [torch.Generator(self.where).manual_seed(_word(state, 1)) for state in states]
-        for number, batch in enumerate(self.batches.epoch(*rngs), (epoch - 1) * len(self.batches)):
+        for done, batch in enumerate(self.batches.epoch(*rngs), (epoch - 1) * len(self.batches)):
             for group in self.optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate(number, len(self.batches))
+                group["lr"] = self.recipe.learning_rate(done, len(self.batches))
             values, lengths = self.step(batch, draws)
             losses.add(values)
             gradients.append(lengths)
