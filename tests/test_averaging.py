@@ -38,19 +38,19 @@ def test_the_mean_is_scipys_test_of_one_sample():
 def test_the_interval_holds_the_mean_whatever_the_errors_of_the_data_sets(between):
     # errors as in the records: of the surest and of the least sure a factor of ten apart
     rng, errors, held = np.random.default_rng(0), np.geomspace(0.003, 0.03, 8), []
-    for _ in range(1000):
+    for _ in range(500):
         found = average(table(rng.normal(0.02, np.hypot(errors, between))))
         held.append(np.log1p(found.low) < 0.02 < np.log1p(found.high))
-    assert 0.93 < np.mean(held) < 0.99
+    assert 0.92 < np.mean(held) < 0.995
 
 
 def test_one_more_of_the_same_kind_lies_in_the_range():
     rng, held = np.random.default_rng(0), []
-    for _ in range(1000):
+    for _ in range(500):
         *known, new = rng.normal(0.02, 0.03, 9)
         found = average(table(known))
         held.append(np.log1p(found.next_low) < new < np.log1p(found.next_high))
-    assert 0.93 < np.mean(held) < 0.97
+    assert 0.92 < np.mean(held) < 0.98
 
 
 def test_what_did_not_settle_or_has_no_interval_is_left_out():
@@ -60,11 +60,14 @@ def test_what_did_not_settle_or_has_no_interval_is_left_out():
     assert average(pd.concat([whole, more])) == average(whole)
 
 
+def test_two_data_sets_make_no_average():
+    found = average(table([0.1, 0.2, 0.3], ["helps", "does not settle", "helps"]))
+    assert found.data_sets == 2 and np.isnan([found.change, found.low, found.next_high]).all()
+
+
 def test_bad_tables_are_refused_by_name():
     with pytest.raises(ValueError, match="log 0 stands there twice"):
         average(pd.concat([table([0.1, 0.2, 0.3]), table([0.1])]))
-    with pytest.raises(ValueError, match="only 2 of 3 data sets have an interval and settled"):
-        average(table([0.1, 0.2, 0.3], ["helps", "does not settle", "helps"]))
     with pytest.raises(ValueError):
         average(table([0.1, 0.2, 0.3]), level=95)
 

@@ -58,10 +58,10 @@ def average(table: pd.DataFrame, *, level: float = 0.95) -> Average:
 
     Args:
         table: rows of :func:`gains`, one a data set. Rows without an interval, and those that did
-            not settle, are left out.
+            not settle, are left out; where fewer than three are left, all numbers are NaN.
 
     Raises:
-        ValueError: a data set stands there twice, or fewer than three are left.
+        ValueError: a data set stands there twice.
     """
     checked_level(level)
     twice = table["dataset"][table["dataset"].duplicated()]
@@ -69,9 +69,7 @@ def average(table: pd.DataFrame, *, level: float = 0.95) -> Average:
         raise ValueError(f"{twice.iloc[0]} stands there twice: choose one row for each data set")
     kept = table[table["low"].notna() & (table["verdict"] != "does not settle")]
     if (n := len(kept)) < 3:
-        raise ValueError(
-            f"only {n} of {len(table)} data sets have an interval and settled; it takes three"
-        )
+        return Average(*[math.nan] * 6, level, n)
     logs = np.log1p(kept["change"].to_numpy(float))
     mean, spread = logs.mean(), logs.std(ddof=1)
     error, factor = spread / math.sqrt(n), stats.t.ppf((1 + level) / 2, n - 1)
