@@ -299,6 +299,8 @@ def build(stored: bool, jobs: int) -> None:
     result = subprocess.run([*jupyter_book, "build", str(ROOT), *options], cwd=ROOT)
     if result.returncode or not (site / "index.html").is_file():
         raise SystemExit(result.returncode or "the builder ended well, but built no site")
+    # Sphinx copies these only where some page is new.
+    shutil.copytree(ROOT / "book" / "_static", site / "_static", dirs_exist_ok=True)
     whole.touch()
     print(f"the site: {site / 'index.html'}")
 
