@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -31,6 +32,23 @@ def _refused_in_words():
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
+
+
+class _OfGrid(click.Command):
+    """A command with ``--only``; it says what is wrong with ``--only seed=0 loss=ce``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        stray = [
+            word
+            for before, word in pairwise(["", *args])
+            if "=" in word and not word.startswith("-") and not before.startswith("-")
+        ]
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if stray:
+                error.message += f"; each choice has an --only of its own: --only {stray[0]}"
+            raise
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,7 +141,7 @@ def _count(help: str) -> dict:
     return {"type": click.IntRange(min=1), "default": 1, "show_default": True, "help": help}
 
 
-@study.command()
+@study.command(cls=_OfGrid)
 @_grid_options
 @click.option(
     "--jobs",
@@ -237,7 +255,7 @@ def _interrupted_in_words():
         signal.signal(signal.SIGTERM, before)
 
 
-@study.command()
+@study.command(cls=_OfGrid)
 @_grid_options
 @click.option(
     "--scratch",
@@ -269,10 +287,10 @@ def status(grid, only, results, scratch) -> None:
             why = scratch.traceback(run).read_text().strip().splitlines()
             click.echo(f"{run}: failed, {why[-1] if why else 'and there was no room to say why'}")
     seconds = sum(remaining(estimate(todo, store), scratch).values())
-    click.echo(f"about {duration(seconds)} left, one run at a time")
+    click.echo(f"about {duration(seconds)} left, one run at a time" if todo else "nothing is left")
 
 
-@study.command()
+@study.command(cls=_OfGrid)
 @click.argument(
     "kind", type=click.Choice(["benchmark", "effects", "regimes", "missing"]), default="benchmark"
 )
@@ -309,6 +327,9 @@ def table(kind, grid, only, results, form) -> None:
             raise click.ClickException("none of these runs is softmax with uniform beside it")
         if form == "text":  # too long for a column
             commands = [command for command in found.pop("missing") if command]
+    if found.empty and form == "text":
+        click.echo("nothing is missing")
+        return
     shown = {"csv": found.to_csv, "html": found.to_html, "text": found.to_string}[form]
     click.echo(shown(index=kind == "benchmark", na_rep=""))
     if commands:
@@ -336,7 +357,7 @@ def profile(datasets, results) -> None:
             click.echo(f"written: {write_profile(dataset, results)}")
 
 
-@study.command()
+@study.command(cls=_OfGrid)
 @click.argument("kind", type=click.Choice(["regimes", "curves", "length", "weightings"]))
 @_grid_options
 @click.option(

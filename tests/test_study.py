@@ -850,7 +850,10 @@ def test_the_quick_study_from_the_first_command_to_the_figure(tmp_path):
     assert "21 done, 0 before, 0 left to another process, 0 failed" in done
     assert done.endswith("nothing is left\n")
     assert "0 done, 21 before" in call("run", *here, "--scratch", tmp_path / "runs")
-    assert "world-taste" in call("status", *here) and "missing" not in call("status", *here)
+    status = call("status", *here)
+    assert "world-taste" in status and "missing" not in status
+    assert status.endswith("nothing is left\n")
+    assert call("table", "missing", *here) == "nothing is missing\n"
     table = call("table", "benchmark", *here)
     assert table.count("±") == 4 * 6 and "missing" not in table
     regimes = call("table", "regimes", *here, "--format", "csv").strip().splitlines()

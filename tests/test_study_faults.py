@@ -396,6 +396,9 @@ def test_a_misspelt_name_is_no_empty_table(only, words):
 @pytest.mark.parametrize("words, said", [
     (["run", "--device", "nowhere", "--dry-run"], "nowhere"),
     (["run", "--time-limit", "-3", "--dry-run"], "x>=0"),
+    (["run", "--only", "dataset=lastfm", "seed=0", "loss=ce"], "of its own: --only seed=0"),
+    (["table", "--only", "dataset=lastfm", "seed=0"], "of its own: --only seed=0"),
+    (["status", "seed=0"], "of its own: --only seed=0"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_in_words(words, said):
     found = CliRunner().invoke(main, ["study", *words])
