@@ -102,6 +102,7 @@ async def run(path: Path) -> NotebookNode:
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
         record_timing=False,  # times in the cells would change what the cache compares
+        coalesce_streams=True,  # else how a cell's lines fall into outputs is chance
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     )
