@@ -109,6 +109,15 @@ def test_agreement_is_spearmans_correlation_with_removal():
     assert np.isnan(flat["weights"]).all()  # neither has a constant
 
 
+def test_place_orders_the_items_by_recency_alone():
+    for m in (model(), model(seed=1)):
+        place = sr.item_contributions(m, ITEMS, method="place")
+        assert torch.allclose(place[0], torch.tensor([0, 0, 0, 1, 2, 3]) / 6)
+        effects = sr.removal_effects(m, ITEMS).abs()[1]
+        expected = stats.spearmanr(range(6), effects).statistic
+        assert sr.attribution_agreement(m, ITEMS)["place"][1] == pytest.approx(expected)
+
+
 def test_on_a_trained_model_norms_and_gradients_point_at_what_removal_finds():
     """The world `series`: within its genre, the last item of that series decides."""
     split = sr.leave_one_out(sr.worlds.series(num_users=300, num_items=60, length=16, seed=0))

@@ -24,8 +24,8 @@ __all__ = [
     "rollout",
 ]
 
-#: The ways of attributing a recommendation to the items of the history.
-METHODS = ("weights", "norms", "rollout", "norm_rollout", "gradient")
+#: The ways of attributing a recommendation to the items of the history; "place" is the control.
+METHODS = ("weights", "norms", "rollout", "norm_rollout", "gradient", "place")
 
 _ROLLED = ("weights", "attn_res", "attn_res_ln")
 
@@ -70,6 +70,8 @@ def item_contributions(model, items, target=None, method: str = "norm_rollout") 
     - ``rollout``, ``norm_rollout``: its row of :func:`rollout`, of weights and of those norms.
     - ``gradient``: embedding times gradient of the target's score, the first-order effect of
       scaling the item's embedding to 0. It alone looks at the target, and has a sign.
+    - ``place``: 1, 2, ... from the oldest item to the latest, as shares. It knows neither model
+      nor items, only recency: what another method has to beat.
 
     Args:
         items: (B, L), or one history (L,); 0 = padding on the left.
@@ -88,6 +90,9 @@ def item_contributions(model, items, target=None, method: str = "norm_rollout") 
     items, target = _question(model, items, target)
     if method == "gradient":
         return _embedding_times_gradient(model, items, target)
+    if method == "place":
+        real = items > 0
+        return _rows_to_one((real.cumsum(-1) * real).float())
     trace = capture(model, items, keep=("weights", "values", "residual", "total", "allowed"))
     if method == "rollout":
         return rollout(trace, "weights")[:, -1]
