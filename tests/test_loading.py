@@ -44,6 +44,7 @@ def files(info):
 
 @pytest.mark.parametrize("info", DATASETS.values(), ids=DATASETS.keys())
 def test_the_catalogue_is_complete(info):
+    assert info.family == next((w for w in ("Amazon", "MovieLens") if w in info.title), "")
     assert set(info.statistics) == {"users", "items", "interactions"}
     assert info.homepage.startswith("https://") and info.licence and info.citation and info.note
     for file in files(info):

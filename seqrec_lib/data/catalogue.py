@@ -76,6 +76,7 @@ class DatasetInfo:
         sources: ways to obtain it, the preferred one first.
         note: what one should know before using it.
         by_hand: how to get it, where it may not be fetched automatically.
+        family: of data sets from one place, the same word; they are not independent evidence.
     """
 
     name: str
@@ -87,6 +88,7 @@ class DatasetInfo:
     sources: tuple[Source, ...]
     note: str = ""
     by_hand: str = ""
+    family: str = ""
 
     @property
     def timestamps(self) -> bool:
@@ -173,6 +175,7 @@ MOVIELENS = [
         licence=NO_REDISTRIBUTION,
         citation=HARPER,
         statistics=_counts(943, 1_682, 100_000),
+        family="MovieLens",
         sources=(
             Source(
                 _movielens(
@@ -199,6 +202,7 @@ MOVIELENS = [
         "(GroupLens, README of the data set)",
         citation=HARPER,
         statistics=_counts(610, 9_724, 100_836),
+        family="MovieLens",
         sources=(
             Source(
                 _movielens(
@@ -226,6 +230,7 @@ MOVIELENS = [
         licence=NO_REDISTRIBUTION,
         citation=f"{HARPER}. Filter and order: {SASREC}",
         statistics=_counts(6_040, 3_416, 999_611),
+        family="MovieLens",
         sources=(
             Source(
                 _movielens("ml-1m/ratings.dat"),
@@ -270,6 +275,7 @@ MOVIELENS = [
         licence=NO_REDISTRIBUTION,
         citation=HARPER,
         statistics=_counts(138_493, 26_744, 20_000_263),
+        family="MovieLens",
         sources=(
             Source(
                 _movielens("ml-20m/ratings.csv"),
@@ -296,6 +302,7 @@ def _s3rec(name, title, file, sha256, counts, origin, licence) -> DatasetInfo:
         homepage=f"https://github.com/{repository}",
         licence=licence,
         citation=f"{S3REC}. Origin: {origin}",
+        family="Amazon" if origin == AMAZON else "",
         statistics=_counts(*counts),
         sources=(Source(log, SEQUENCES),),
         note="The 5-core file of the S3-Rec authors, used by many papers: a user's items in time "
@@ -310,6 +317,7 @@ def _sasrec(name, title, file, sha256, counts) -> DatasetInfo:
         homepage="https://github.com/kang205/SASRec",
         licence="Amazon reviews: research use",
         citation=f"{SASREC}. Origin: {AMAZON}",
+        family="Amazon",
         statistics=_counts(*counts),
         sources=(Source(_kang(file, sha256), PAIRS),),
         note="The SASRec authors' file: one pass of a filter at five (not a 5-core: some users "
