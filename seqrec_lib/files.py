@@ -45,6 +45,6 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0o077)  # it is read by setting it: what a thread makes meanwhile is private
     os.umask(mask)
     return mask

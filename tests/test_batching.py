@@ -13,18 +13,18 @@ from seqrec_lib.models.dropout import Dropout
 LISTS = st.lists(st.lists(st.integers(1, 99), max_size=9), max_size=8)
 
 
-def pad_plainly(lists, max_len, length=None):
+def pad_plainly(lists, max_len):
     lists = [one[-max_len:] for one in lists]
-    length = length or max([len(one) for one in lists] + [1])
+    length = max([len(one) for one in lists] + [1])
     rows = [([0] * length + one)[-length:] for one in lists]
     return torch.tensor(rows, dtype=torch.int64).view(len(lists), length)
 
 
-@given(LISTS, st.integers(1, 12), st.none() | st.integers(1, 12))
-def test_pad_equals_the_plain_form(lists, max_len, length):
-    padded = pad(sr.Ragged.from_lists(lists), max_len, length)
+@given(LISTS, st.integers(1, 12))
+def test_pad_equals_the_plain_form(lists, max_len):
+    padded = pad(sr.Ragged.from_lists(lists), max_len)
     assert padded.dtype == torch.int64
-    assert torch.equal(padded, pad_plainly(lists, max_len, length))
+    assert torch.equal(padded, pad_plainly(lists, max_len))
 
 
 def test_pad_copies_and_widens_what_it_reads():

@@ -103,6 +103,16 @@ def test_cuda_where_there_is_none_is_an_error_with_a_remedy(monkeypatch, given):
         sr.device("cuda:1" if given == "argument" else "auto")
 
 
+def test_a_device_that_is_not_seeded_or_not_there_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="seeds cpu, cuda, meta, and could repeat no run on 'mps'"):
+        sr.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert sr.device("cuda:0").index == 0
+    with pytest.raises(RuntimeError, match="'cuda:7' was asked for; CUDA devices: 1"):
+        sr.device("cuda:7")
+
+
 def test_an_unknown_device_is_named_with_those_there_are():
     with pytest.raises(ValueError, match="no device 'gpu'; give auto, cpu, cuda or cuda:1"):
         sr.device("gpu")

@@ -425,6 +425,8 @@ def test_the_epoch_is_chosen_by_the_ranking_that_is_asked_for():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"loss": "bce", "negatives": 0}, "negatives must be at least 1, got 0"),
         ({"loss": 3}, "loss must be a string, got 3"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, got -1"),
+        ({"seed": None}, "seed must be a whole number, 0 or more, got None"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
         ({"patience": -1}, "patience must be at least 1, got -1"),
@@ -651,6 +653,8 @@ def test_a_finished_run_is_not_trained_again_but_may_be_extended(tmp_path):
     again, same = train(epochs=2, checkpoint=tmp_path / "run.pt")
     assert same == history
     assert_same_weights(again, model)
+    with pytest.raises(ValueError, match="at epoch 2, past epochs=1; ask for at least 2"):
+        train(epochs=1, checkpoint=tmp_path / "run.pt")
     longer, more = train(epochs=4, checkpoint=tmp_path / "run.pt")
     assert more.epochs[:2] == history.epochs and len(more) == 4
     assert_same_weights(longer, train(epochs=4)[0])

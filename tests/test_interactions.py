@@ -72,6 +72,9 @@ def test_items_must_be_in_the_catalogue():
 
 
 def test_times_are_known_and_lists_will_do():
+    days = np.array(["2020-01-01", "NaT"], dtype="datetime64[D]")
+    with pytest.raises(ValueError, match=r"timestamps are numbers, .* not datetime64\[D\]; turn"):
+        Interactions([[1, 2]], 2, timestamps=days)
     with pytest.raises(ValueError, match="2 of 4 timestamps are not finite"):
         Interactions([[1, 2], [1, 2]], 2, timestamps=np.array([1, np.nan, np.inf, 4]))
     by_list = Interactions(
@@ -130,6 +133,13 @@ def test_k_core_keeps_titles_with_their_items():
     core = inter.k_core(2)
     assert [[core.describe_item(i) for i in s] for s in core.sequences] == [["c", "b"], ["c", "b"]]
     assert list(core.item_ids) == [0, 2, 3]
+
+
+def test_k_core_counts_all_that_it_has_dropped():
+    inter = Interactions([[1, 2], [1, 2, 3], [1, 2], [1]], num_items=3)
+    once, twice = inter.k_core(2), inter.k_core(2).k_core(3)
+    assert once.dropped["below k-core"] == 2
+    assert twice.dropped["below k-core"] == inter.num_interactions - twice.num_interactions
 
 
 def test_k_core_keeps_who_is_who_where_users_had_no_ids():

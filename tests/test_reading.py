@@ -136,6 +136,26 @@ def test_a_sequence_per_line(write, capsys):
     assert as_dict(one) == {1: [5, 4, 5]}
 
 
+def test_a_file_may_begin_with_the_letters_of_an_archive(write):
+    inter = read_interactions(write("PK,user,item\n1,5,4\n2,5,3\n"))
+    assert as_dict(inter) == {5: [4, 3]}
+
+
+def test_quotes_of_a_tab_separated_file_are_none_of_its_values(write):
+    inter = read_interactions(write('"user"\t"item"\n"10"\t"2"\n"10"\t"3"\n', "log.tsv"))
+    assert as_dict(inter) == {10: [2, 3]}
+    inter = read_interactions(write('user\titem\n1\ta"b\n1\tc\n', "log.tsv"))
+    assert as_dict(inter) == {1: ['a"b', "c"]}
+
+
+def test_what_a_layout_has_no_use_for_is_refused(write, tmp_path):
+    with pytest.raises(ValueError, match="no columns, but item, timestamp= is given"):
+        read_interactions(write("1 5 4\n"), item=1, timestamp=2, layout="sequences")
+    pd.DataFrame({"user": [1], "item": [2]}).to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(ValueError, match="is a Parquet file"):
+        read_interactions(tmp_path / "log.parquet", layout="sequences")
+
+
 def test_what_cannot_be_guessed_is_asked_for(write):
     with pytest.raises(ValueError, match=r"no column could be guessed.*'who'.*Pass user="):
         read_interactions(write("who,what\n1,2\n"))
@@ -267,6 +287,7 @@ def test_a_user_without_items_is_malformed(write):
         ),
         (b"\x1f\x8b\x08rubbish", "log.csv.gz", "cut short or damaged"),
         (b"PK\x03\x04...", "log.csv", "zip archive: unpack"),
+        (b"PK\x05\x06...", "log.csv", "zip archive: unpack"),
         (b"PAR1 but no more", "log.parquet", "Parquet file that is cut short"),
         (b"<html>404", "log.parquet", "named like a Parquet file but is none"),
         (b"user,item\n\0\0\0", "log.csv", "not text"),

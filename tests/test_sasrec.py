@@ -218,6 +218,21 @@ def test_recommends_to_one_history_of_any_length():
     assert torch.equal(model.recommend(items.tolist())[0], expected)
 
 
+def test_recommends_nothing_from_scores_that_are_none():
+    model = make()
+    with torch.no_grad():
+        model.blocks[0].norm_attention.weight[0] = torch.nan
+    with pytest.raises(ValueError, match="scores are NaN"):
+        model.recommend([1, 2, 3])
+
+
+def test_recommending_leaves_each_module_in_its_mode():
+    model = make().train()
+    model.blocks[0].eval()
+    model.recommend([1, 2, 3])
+    assert model.training and model.dropout.training and not model.blocks[0].training
+
+
 def test_recommends_nothing_seen_if_asked():
     model, items = make(), histories(9, 4)
     long = torch.cat([torch.tensor([[1, 2, 3], [0, 0, 0]]), items], 1)  # seen, though cut off
@@ -299,6 +314,7 @@ def test_items_without_a_batch_are_refused():
         ({"num_items": 0}, "num_items must be at least 1, got 0"),
         ({"max_len": 0}, "max_len must be at least 1"),
         ({"dim": 0}, "dim must be at least 1"),
+        ({"max_len": 10.0}, "max_len must be a whole number, got 10.0"),
         ({"num_heads": 0}, "num_heads must be at least 1"),
         ({"num_blocks": 0}, "num_blocks must be at least 1"),
         ({"dim": 10, "num_heads": 4}, "dim=10 cannot be divided among num_heads=4"),

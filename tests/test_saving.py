@@ -80,6 +80,42 @@ def test_a_weighting_of_ones_own_is_passed_back_in(tmp_path):
     assert again.blocks[0].attention.weighting.sharpness.item() == 3.0
 
 
+def test_another_weighting_than_the_saved_one_is_refused(tmp_path):
+    sr.save(make(attention=Nearest()), tmp_path / "nearest")
+    with pytest.raises(ValueError, match="made with the weighting 'nearest', not 'uniform'"):
+        sr.load(tmp_path / "nearest", attention="uniform")
+    sr.save(make(attention={"name": "shuffled", "seed": 3}), tmp_path / "shuffled")
+    shuffled = sr.WEIGHTINGS["shuffled"]
+    with pytest.raises(ValueError, match="'seed': 3.* not .*'seed': 4"):
+        sr.load(tmp_path / "shuffled", attention=shuffled(seed=4))
+    assert sr.load(tmp_path / "shuffled", attention=shuffled(seed=3)).config["attention"]
+
+
+def test_a_class_made_of_the_librarys_is_not_taken_for_it(tmp_path):
+    class Doubled(sr.WEIGHTINGS["softmax"]):
+        def forward(self, scores, allowed):
+            return super().forward(2 * scores, allowed)
+
+    class Nameless(sr.Weighting):
+        def forward(self, scores, allowed):
+            return sr.models.masked_softmax(scores, allowed)
+
+    for kind in (Doubled, Nameless):
+        model = make(attention=kind())
+        assert model.config["attention"] == kind.__name__
+        sr.save(model, tmp_path / "m")
+        with pytest.raises(ValueError, match=f"the weighting '{kind.__name__}', which is not the"):
+            sr.load(tmp_path / "m")
+        assert same(model, sr.load(tmp_path / "m", attention=kind()))
+
+
+def test_a_model_keeps_its_settings_to_itself():
+    spec = {"name": "shuffled", "seed": 3}
+    model = make(attention=spec)
+    spec["seed"] = 9
+    assert model.config["attention"]["seed"] == 3
+
+
 def test_a_class_that_cannot_be_loaded_is_not_saved(tmp_path):
     class Mine(sr.SASRec):
         pass

@@ -168,7 +168,11 @@ def test_with_dropout_it_is_the_same_in_distribution():
     assert np.mean(a) > np.mean([history.column("loss")[-1] for history in without])
 
 
-def test_each_seed_stops_by_itself_at_its_own_best_epoch():
+@pytest.mark.parametrize(
+    ("attention", "frozen"), [("softmax", False), ("softmax", True), ("uniform", False)]
+)
+def test_each_seed_stops_by_itself_at_its_own_best_epoch(attention, frozen):
+    """Queries and keys of uniform weights never have a gradient, nor has what is frozen."""
     seeds = [0, 1, 2]
     options = {
         "epochs": 12,
@@ -178,14 +182,23 @@ def test_each_seed_stops_by_itself_at_its_own_best_epoch():
         "progress": False,
         "device": "cpu",
     }
-    together, alone = models(seeds), models(seeds)
-    for a, b, history, seed in zip(
-        together, alone, fit_seeds(together, SPLIT, seeds=seeds, **options), seeds, strict=True
-    ):
+    together, alone = models(seeds, attention=attention), models(seeds, attention=attention)
+    for model in [*together, *alone]:
+        model.items.weight.requires_grad_(not frozen)
+    histories = fit_seeds(together, SPLIT, seeds=seeds, **options)
+    assert len({len(history) for history in histories}) > 1  # so one went on without another
+    for a, b, history, seed in zip(together, alone, histories, seeds, strict=True):
         expected = sr.fit(b, SPLIT, seed=seed, **options)
         assert len(history) == len(expected) and history.stopped == expected.stopped
         assert history.best_epoch == expected.best_epoch
-        torch.testing.assert_close(a.items.weight, b.items.weight, rtol=1e-6, atol=1e-8)
+        for mine, other in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-8)
+
+
+def test_each_seed_needs_a_model_of_its_own():
+    (model,) = models([0])
+    with pytest.raises(ValueError, match="each needs a model of its own"):
+        fit_seeds([model] * 3, SPLIT, seeds=[0, 1, 2], device="cpu")
 
 
 def test_models_may_come_in_either_mode():

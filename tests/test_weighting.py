@@ -247,6 +247,11 @@ def test_models_that_differ_in_weighting_alone_start_equal(kind, seed):
         assert all(torch.equal(plain[key], state[key]) for key in plain)
 
 
+def test_random_weights_of_padding_are_zero_in_half_precision_too():
+    model = build(sr.SASRec, "random").half()
+    assert model.encode(torch.tensor([[0, 0, 1, 2]])).isfinite().all()
+
+
 @pytest.mark.parametrize(("kind", "spec"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_is_nan(kind, spec, dtype):

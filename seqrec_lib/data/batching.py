@@ -12,18 +12,14 @@ from .interactions import Ragged
 __all__ = ["bucketed_batches", "pad"]
 
 
-def pad(sequences: Ragged, max_len: int, length: int | None = None) -> torch.Tensor:
+def pad(sequences: Ragged, max_len: int) -> torch.Tensor:
     """Each sequence's last ``max_len`` items, padded with 0 on the left.
 
-    Args:
-        length: the width of the result; by default the longest sequence's (at least 1).
-
     Returns:
-        (n, length) int64.
+        (n, length of the longest, at least 1) int64.
     """
     kept = np.minimum(sequences.lengths, max_len)
-    length = length or max(int(kept.max(initial=0)), 1)
-    kept = np.minimum(kept, length)
+    length = max(int(kept.max(initial=0)), 1)
     place = np.arange(length) - (length - kept[:, None])  # (n, length), < 0 = padding
     source = (sequences.offsets[1:] - kept)[:, None] + place
     padded = np.where(

@@ -127,7 +127,8 @@ class Truth:
     Attributes:
         rule: the rule, in words.
         best: the best score any model could reach when the last event of each user is
-            predicted from all before it: ``{"HR@10": .., "NDCG@10": .., ..}``.
+            predicted from all before it: ``{"HR@10": .., "NDCG@10": .., ..}``. It is the mean
+            over all users that were drawn, also where some of them are selected.
         sources: (N,) for each event, the position (in its user's sequence) of the event
             that decided it, or -1 where none did.
         oracle: a model that knows the rule and reaches ``best``; ``sr.evaluate`` takes it.
@@ -190,6 +191,11 @@ class Interactions:
             if len(array) != size:
                 raise ValueError(f"{what} has {len(array)} entries, {size} were expected")
         clock = self.timestamps
+        if clock is not None and len(clock) and clock.dtype.kind not in "iuf":
+            raise ValueError(
+                f"timestamps are numbers, seconds since 1970, not {clock.dtype}; turn dates into "
+                "such: dates.astype('datetime64[s]').astype(int)"
+            )
         unknown = 0 if clock is None or clock.dtype.kind != "f" else (~np.isfinite(clock)).sum()
         if unknown:
             raise ValueError(
@@ -289,7 +295,8 @@ class Interactions:
         number = np.zeros(self.num_items + 1, dtype=np.int64)
         number[kept] = np.arange(1, len(kept) + 1)
         with_padding = np.concatenate([[0], kept])
-        dropped = {**self.dropped, "below k-core": int((~alive).sum())}
+        before = self.dropped.get("below k-core", 0)
+        dropped = {**self.dropped, "below k-core": before + int((~alive).sum())}
         return replace(
             core,
             sequences=Ragged(number[core.sequences.values], core.sequences.offsets),

@@ -192,7 +192,7 @@ def _parse(
             original = dict(line.split() for line in item_map.read_text().splitlines())
             ids = np.array([0, *(int(original[str(i)]) for i in inter.item_ids[1:])])
         named = _titles(source.titles, titles)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, csv.Error) as error:
         wrong = " or ".join(str(path) for path in (item_map, titles) if path)
         warnings.warn(
             f"{wrong} is damaged ({type(error).__name__}: {error}); going on without titles. "

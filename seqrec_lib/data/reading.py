@@ -107,9 +107,14 @@ def read_interactions(
             "rows need a column of users and one of items; user=False is for files with a "
             "sequence of items per line, layout='sequences'"
         )
+    given = [role for role, column in wanted.items() if column not in (None, False)]
+    if layout == "sequences" and given:
+        raise ValueError(f"a sequence per line has no columns, but {', '.join(given)}= is given")
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"PAR1":
+        if layout == "sequences" or sep is not None:
+            raise ValueError(f"{path} is a Parquet file: it has rows of columns, and no sep=")
         if user is False:
             raise ValueError(f"{path} is a Parquet file: it has rows, which need a column of users")
         log = _parquet(path, wanted)
@@ -150,7 +155,7 @@ def _text_bytes(path: Path, encoding: str) -> bytes:
             raise ValueError(
                 f"{path} is a gzip file that is cut short or damaged ({error}). Download it again."
             ) from error
-    if data[:2] == b"PK":
+    if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         raise ValueError(f"{path} is a zip archive: unpack it and read the file inside")
     data = _as_utf8(path, data, encoding).removeprefix(b"\xef\xbb\xbf")
     if not data.strip():
@@ -268,7 +273,9 @@ def _rows(path: Path, data: bytes, sep: str, names: list[str], header: bool, cho
     if sep == " ":
         data = re.sub(rb"[ \t]+", b" ", data) if b"  " in data or b"\t" in data else data
         data = re.sub(rb"(?m)^ | (?=\r?$)", b"", data)
-    original, mark, quoted = data, sep, sep in (",", ";")
+    # Where a tab separates, a quote within a field is a character; R quotes whole lines of fields.
+    quoted = sep in (",", ";") or (sep == "\t" and data.lstrip().startswith(b'"'))
+    original, mark = data, sep
     if len(sep) > 1:  # the parser knows one-character separators only
         data, mark = data.replace(sep.encode(), b"\x1f"), "\x1f"
     bad = []

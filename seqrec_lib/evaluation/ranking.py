@@ -18,7 +18,7 @@ from ..data.batching import pad
 from ..data.interactions import Ragged
 from ..data.splits import Split
 from ..device import device as pick_device
-from ..models.sasrec import last_position
+from ..models.sasrec import evaluation_mode, last_position
 from .metrics import KS, Metrics
 
 __all__ = ["evaluate", "evaluating"]
@@ -232,15 +232,12 @@ def evaluating(model, device: torch.device | str | None) -> Iterator[None]:
         yield
         return
     home = next((p.device for p in model.parameters()), None)
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        if device is not None:
-            model.to(pick_device(device))
-        yield
+        with evaluation_mode(model):
+            if device is not None:
+                model.to(pick_device(device))
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         if device is not None and home is not None:
             model.to(home)
 

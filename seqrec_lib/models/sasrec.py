@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class SequentialModel(nn.Module):
         sizes = {"num_items": num_items, "max_len": max_len, "dim": dim, "num_heads": num_heads,
                  "num_blocks": num_blocks}  # fmt: skip
         for what, size in sizes.items():
+            if not isinstance(size, Integral):
+                raise ValueError(f"{what} must be a whole number, got {size!r}")
             if size < 1:
                 raise ValueError(f"{what} must be at least 1, got {size}")
         self.config: dict[str, Any] = {**sizes, **more}
@@ -141,8 +144,8 @@ class SequentialModel(nn.Module):
 
         Raises:
             TypeError: ``items`` are no whole numbers.
-            ValueError: an item is unknown, a sequence does not end in an item, or there are not
-                ``k`` items to recommend.
+            ValueError: an item is unknown, a sequence does not end in an item, there are not
+                ``k`` items to recommend, or scores are NaN.
         """
         items = checked_items(self, items)
         batch = torch.atleast_2d(items)[:, -self.max_len :]
@@ -150,15 +153,13 @@ class SequentialModel(nn.Module):
             raise ValueError(f"k={k} must lie between 1 and the number of items, {self.num_items}")
         if batch.shape[1] == 0 or (batch[:, -1] == 0).any():
             raise ValueError("a sequence must end in an item; padding (0) stands on the left")
-        training = self.training
-        self.eval()
-        try:
+        with evaluation_mode(self):
             scores = self.score(last_position(self.encode(batch)))
-        finally:
-            self.train(training)
         if exclude_seen:
             scores = scores.scatter(1, torch.atleast_2d(items), -math.inf)
         best = scores.topk(k)
+        if best.values.isnan().any():
+            raise ValueError("scores are NaN: the model's parameters are no longer finite")
         if best.values.isinf().any():
             raise ValueError(f"fewer than k={k} items are left after those already seen")
         if items.dim() == 1:
@@ -280,6 +281,18 @@ def last_position(encoded):
     if torch.is_tensor(encoded):
         return encoded[:, -1]
     return tuple(part[:, -1] for part in encoded)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module):
+    """Inside, no module drops anything out; then each is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -56,19 +56,23 @@ def _check_configured(model: SequentialModel) -> None:
             "save it outside the `with intervene(..)`"
         )
     configured = model.config["attention"]
-    if configured == LooseUniformAttention.name:
-        expected = Uniform.name
-    elif _name(configured) in WEIGHTINGS:
-        expected = describe_weighting(make_weighting(configured))  # with all its settings
-    else:
-        expected = configured  # of the reader's own class, described when it was set
+    loose = configured == LooseUniformAttention.name
+    expected = Uniform.name if loose else _settled(configured)
     for layer, block in enumerate(model.blocks):
-        found = describe_weighting(block.attention.weighting)
+        found = _settled(block.attention.weighting)
         if found != expected:
             raise ValueError(
                 f"cannot save a model whose block {layer} has the weighting {found!r} where its "
                 f"configuration says {expected!r}; change weightings by model.set_weighting(..)"
             )
+
+
+def _settled(spec: str | dict[str, Any] | Weighting) -> str | dict[str, Any]:
+    """What a file says of a weighting; of one of the library's, with all its settings."""
+    described = describe_weighting(spec)
+    if _name(described) in WEIGHTINGS:
+        described = describe_weighting(make_weighting(described))
+    return json.loads(json.dumps(described, default=plain))
 
 
 def _name(spec: str | dict[str, Any]) -> str:
@@ -85,7 +89,8 @@ def load(
             holds its parameters but never its code.
 
     Raises:
-        ValueError: the file is not a saved model, or its weighting must be passed.
+        ValueError: the file is not a saved model, its weighting must be passed, or the one
+            passed is another or has other settings.
     """
     path = Path(path)
     try:
@@ -98,6 +103,8 @@ def load(
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a model saved by this library ({error})") from error
     if attention is not None:
+        if (passed := _settled(attention)) != (saved := _settled(config["attention"])):
+            raise ValueError(f"{path} was made with the weighting {saved!r}, not {passed!r}")
         config["attention"] = attention
     elif name not in (*WEIGHTINGS, LooseUniformAttention.name):
         raise ValueError(

@@ -190,7 +190,7 @@ class Random(Weighting):
 
     def forward(self, scores, allowed):
         mass = _tail(self.draws, allowed) * allowed
-        return mass / mass.sum(-1, keepdim=True).clamp(min=1e-30)
+        return mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
 
 
 class Recency(Weighting):
@@ -448,9 +448,12 @@ def make_weighting(spec: str | dict[str, Any] | Weighting) -> Weighting:
 def describe_weighting(spec: str | dict[str, Any] | Weighting) -> str | dict[str, Any]:
     """The plain data from which :func:`make_weighting` makes the same weighting again."""
     if not isinstance(spec, Weighting):
-        return spec
+        return copy.deepcopy(spec)
+    name = getattr(spec, "name", None)
+    if name is None or WEIGHTINGS.get(name, type(spec)) is not type(spec):
+        name = type(spec).__name__  # of the reader's own; what it inherits would name another class
     settings = {key: value for key, value in spec.settings.items() if value is not None}
-    return {"name": spec.name, **settings} if settings else spec.name
+    return {"name": name, **settings} if settings else name
 
 
 def _dtype(scores: Tensor | None) -> torch.dtype:

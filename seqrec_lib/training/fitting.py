@@ -59,12 +59,14 @@ def fit(
         seed: of batches, dropout and negatives; torch's own generator is left as it was.
         device: "auto", "cpu", "cuda", ...
         precision: "float32", or "bfloat16": mixed precision, parameters stay float32. On a CPU
-            only the loss's matrix products take it, where the processor has the instructions.
+            only the loss's matrix products take it: faster where the processor has instructions
+            for it, many times slower where it has none.
         monitor: the validation metric that chooses the best epoch.
         filter_seen: as in :func:`evaluate`, for the validation metric.
         checkpoint: a file written after an epoch: every twenty seconds, at the end, and where
             ``on_epoch`` raises. A run that was cut short continues from it and ends with the
-            very weights (on a CPU, bit for bit) of a run that was not.
+            very weights (on a CPU, bit for bit) of a run that was not: what the file holds takes
+            the place of the model's weights, so a training from another start needs another file.
         on_epoch: called with each entry of the history.
 
     Returns:
@@ -73,7 +75,7 @@ def fit(
     Raises:
         TrainingDiverged: the loss is no longer finite; epoch and step are named.
         ValueError: an argument is unknown or makes no sense, there is nothing to train on, or the
-            checkpoint belongs to another run.
+            checkpoint belongs to another run or is past ``epochs``.
     """
     recipe = Recipe(
         loss=loss, epochs=epochs, patience=patience, batch_size=batch_size, lr=lr,

@@ -21,7 +21,7 @@ from .batches import Batch, Batches, Negatives
 from .checkpoints import load_checkpoint, save_checkpoint
 from .history import History
 from .losses import LOSSES
-from .recipe import Recipe, cutoff
+from .recipe import Recipe, check_seed, cutoff
 
 __all__ = ["Training", "TrainingDiverged"]
 
@@ -31,7 +31,7 @@ SAVE_EVERY = 20.0
 
 
 class TrainingDiverged(FloatingPointError):  # noqa: N818 (it names what happened)
-    """The loss became NaN or infinite. The model holds the last good state."""
+    """The loss became NaN or infinite. The model holds the best state that was validated."""
 
 
 @dataclass(eq=False)
@@ -100,8 +100,8 @@ class Training:
             initial values were drawn from are added.
 
     Raises:
-        ValueError: a model knows other items than the split, there is nothing to train on, or the
-            checkpoint belongs to another run.
+        ValueError: a seed is no whole number, a model knows other items than the split, there is
+            nothing to train on, or the checkpoint belongs to another run or is past the last epoch.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class Training:
     ):
         self.split, self.recipe, self.checkpoint = split, recipe, checkpoint
         self.where = pick_device(recipe.device)
+        for seed in seeds:
+            check_seed(seed)
         for model in models:  # an unknown item would spoil the process of a GPU
             if (known := getattr(model, "num_items", split.num_items)) != split.num_items:
                 raise ValueError(
@@ -136,6 +138,11 @@ class Training:
         if saved is not None:
             for member, state in zip(self.members, saved["members"], strict=True):
                 member.restore(state, recipe.patience)
+            if (done := max(len(m.history) for m in self.members)) > recipe.epochs:
+                raise ValueError(
+                    f"{checkpoint} is at epoch {done}, past epochs={recipe.epochs}; ask for at "
+                    f"least {done}, or give this run another file"
+                )
         self.active = [m for m in self.patient(self.members) if len(m.history) < recipe.epochs]
         if self.active:
             self.learner = make_learner([member.model for member in self.active])

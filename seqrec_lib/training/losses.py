@@ -162,6 +162,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        if torch.is_grad_enabled():  # create_graph=True; what forward has kept would be constants
+            raise RuntimeError(
+                "the chunked loss has no second derivative; for one, use "
+                "torch.nn.functional.cross_entropy(model.score(..), targets)"
+            )
         scale = gradient / ctx.count
         d_queries, d_table, d_bias = ctx.saved_tensors
         d_bias = None if d_bias is None else d_bias * scale

@@ -19,7 +19,7 @@ from torch import nn
 from ..data.splits import Split
 from .losses import LOSSES
 
-__all__ = ["Recipe", "check_kinds", "cutoff"]
+__all__ = ["Recipe", "check_kinds", "check_seed", "cutoff"]
 
 #: Of arguments of :func:`fit`, the least that makes sense.
 _LEAST = {"epochs": 1, "patience": 1, "batch_size": 1, "negatives": 1, "warmup": 0,
@@ -131,6 +131,12 @@ def _annotations(function: Callable) -> dict[str, Any]:
 def _is(value: Any, kind: type) -> bool:
     # To Python True is the number 1; as a number of epochs it is a mistake.
     return isinstance(value, _KINDS[kind][0]) and (kind is bool or not isinstance(value, bool))
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ValueError where ``seed`` is no whole number from 0."""
+    if not _is(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}")
 
 
 def cutoff(monitor: str) -> int:

@@ -60,9 +60,9 @@ def fit_seeds(
         the histories; ``seconds`` of an epoch is each model's share of it.
 
     Raises:
-        ValueError: the models differ in their configuration or in interventions, read with
-            positions exchanged, or share parameters between their modules, or there are not as
-            many seeds as models; or as :func:`fit`.
+        ValueError: two models are the same object, differ in their configuration or in
+            interventions, read with positions exchanged, or share parameters between their
+            modules, or there are not as many seeds as models; or as :func:`fit`.
         TrainingDiverged: a loss is no longer finite; seed, epoch and step are named. All models
             hold their best earlier state.
     """
@@ -70,6 +70,8 @@ def fit_seeds(
         raise ValueError(f"{len(models)} models need as many seeds, got {len(seeds)}")
     if not models:
         raise ValueError("there is no model to train")
+    if len({id(model) for model in models}) < len(models):
+        raise ValueError("one model is given for several seeds; each needs a model of its own")
     configs = [getattr(model, "config", {}) for model in models]
     if any(config != configs[0] for config in configs):
         raise ValueError("only models of one configuration can be trained as one")
@@ -178,11 +180,13 @@ class Stacked:
         self.models = [self.models[row] for row in rows]
         self.buffers = [buffer[rows] for buffer in self.buffers]
         for number, before in enumerate(self.parameters):
-            now = self.parameters[number] = before.detach()[rows].requires_grad_()
-            optimizer.state[now] = {
-                name: moment[rows] if moment.dim() else moment  # the count of steps has no rows
-                for name, moment in optimizer.state.pop(before).items()
-            }
+            now = before.detach()[rows].requires_grad_(before.requires_grad)
+            self.parameters[number] = now
+            if (state := optimizer.state.pop(before, None)) is not None:  # else it never moved
+                optimizer.state[now] = {
+                    name: moment[rows] if moment.dim() else moment  # a count of steps has no rows
+                    for name, moment in state.items()
+                }
         optimizer.param_groups[0]["params"] = list(self.parameters)
 
 
