@@ -373,7 +373,7 @@ def plot(kind, grid, only, results, output) -> None:
 
     \b
     regimes     mixing against reliance, the published points beside ours
-    curves      validation NDCG@10 over the epochs
+    curves      validation NDCG@10 over the epochs, of one data set
     length      test NDCG@10 by the length of the users' histories, of one data set
     weightings  test NDCG@10 of each weighting, with intervals over seeds
 
@@ -399,9 +399,11 @@ def plot(kind, grid, only, results, output) -> None:
             )
         ax = plotting.regimes(points, tables.published_regimes())
     elif kind == "curves":
-        if not (curves := tables.histories(found)):
+        found = found[found["curve"].map(bool)]
+        if found.empty:
             raise click.ClickException("what counts pairs has no epochs, and so no curve")
-        ax = plotting.learning_curves(curves)
+        _one_setting(found)
+        ax = plotting.seed_curves(found)
     elif kind == "length":
         _one_setting(found)
         ax = plotting.by_length(tables.by_length(found))

@@ -3,6 +3,7 @@
 Everything here also works where the book's own tools are absent, as in Colab.
 """
 
+import math
 from typing import Any
 
 MARK = "✓"  # opens each line that a claim prints; the page of claims is collected from these lines
@@ -20,8 +21,9 @@ def claim(statement: str, holds: bool) -> None:
         TypeError: ``holds`` is not one true or false value; a number or a string is a slip that
             would pass unnoticed.
     """
-    # NumPy and torch booleans of one element say so by their dtype
-    if not isinstance(holds, bool) and "bool" not in str(getattr(holds, "dtype", "")):
+    # NumPy and torch booleans of one element say so by their dtype and shape
+    one = math.prod(getattr(holds, "shape", ())) == 1
+    if not isinstance(holds, bool) and not ("bool" in str(getattr(holds, "dtype", "")) and one):
         raise TypeError(f"claim {statement!r} needs True or False, got {holds!r}")
     if not bool(holds):
         raise AssertionError(f"does not hold: {statement}")

@@ -7,6 +7,7 @@ differ in line style and marker too. Each function draws on ``ax`` (or on a new 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,12 +33,14 @@ __all__ = [
 ]
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00"]
-LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)),
+         (0, (5, 1, 1, 1, 1, 1))]  # fmt: skip
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]  # 7, 9 and 8: no two styles are alike for long
 HATCHES = ["", "//", "..", "xx", "\\\\", "++", "oo"]
 #: These look the same in every figure, in the order of the palette.
 STYLED = ["softmax", "awrsr-additive", "positional", "uniform", "softmax-positional",
-          "awrsr-value", "awrsr-simple"]  # fmt: skip
+          "awrsr-value", "awrsr-simple", "last", "recency", "uniform-loose", "wasserstein",
+          "awrsr-stochastic", "shuffled", "random"]  # fmt: skip
 
 
 def learning_curve(history, metric: str | None = None, ax: Axes | None = None) -> Axes:
@@ -231,10 +234,11 @@ def heatmaps(
     """
     size = (0.4 + 3 * len(maps) + 0.8 * (meaning is not None), 3)
     axes = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)[1][0]
+    top = max(float(np.nanmax(_matrix(m))) for m in maps.values())
     hide = [None] * len(maps) if hide is None else [np.asarray(cells, bool) for cells in hide]
     options = {
         "vmin": 0,
-        "vmax": max(float(np.nanmax(_matrix(m))) for m in maps.values()),
+        "vmax": top,
         "cbar": False,
         **options,
     }
@@ -243,7 +247,6 @@ def heatmaps(
     for ax in axes[1:]:
         ax.set_ylabel("")
     if meaning is not None:
-        top = max(float(np.nanmax(_matrix(m))) for m in maps.values())
         low = min(float(np.nanmin(_matrix(m))) for m in maps.values())
         beyond = (low < options["vmin"]) + 2 * (top > options["vmax"])
         axes[0].figure.colorbar(axes[0].collections[0], ax=[*axes], label=meaning, shrink=0.8,
@@ -276,7 +279,8 @@ def seed_intervals(
         summary: a table with ``mean``, ``low`` and ``high``, as :func:`study.summarize` makes.
         label: the column that names the lines.
     """
-    ax = _axes(ax)
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 1.5 + 0.3 * len(summary)), layout="constrained")[1]
     rows = np.arange(len(summary))[::-1]
     ends = [summary["mean"] - summary["low"], summary["high"] - summary["mean"]]
     ax.errorbar(summary["mean"], rows, xerr=ends, fmt=MARKERS[0], color=PALETTE[0], capsize=3)
@@ -305,13 +309,13 @@ def forest(
     if ax is None:
         ax = plt.subplots(figsize=(7, 1 + 0.45 * len(rows)), layout="constrained")[1]
     groups = [None] if group is None else list(dict.fromkeys(table[group]))
-    for i, name in enumerate(groups):
+    for i, (name, place) in enumerate(zip(groups, _places(groups), strict=True)):
         own = table if name is None else table[table[group] == name]
         own = own[own["change"].notna()]
         y = np.array([rows.index(row) for row in own[label]]) + 0.11 * (len(groups) - 1 - 2 * i)
         change, low, high = (100 * own[c].to_numpy(float) for c in ("change", "low", "high"))
         bare = np.isnan(low)
-        look = {k: v for k, v in _style(_place(name, i)).items() if k in ("marker", "color")}
+        look = {k: v for k, v in _style(place).items() if k in ("marker", "color")}
         look |= {"ls": "", "capsize": 3}
         for part, face in ((~bare, None), (bare, "white")):
             ends = [(change - low)[part], (high - change)[part]]
@@ -332,14 +336,17 @@ def forest(
 def seed_curves(table, metric: str = "NDCG@10", ax: Axes | None = None) -> Axes:
     """The learning curves of records: a thin line a seed, a colour and style a weighting."""
     ax = _axes(ax)
-    for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
-        style = {**_style(_place(name, i)), "marker": None, "lw": 1, "alpha": 0.8}
+    names = table["attention"].unique()
+    for name, place in zip(names, _places(names), strict=True):
+        group = table[table["attention"] == name]
+        style = {**_style(place), "marker": None, "lw": 1, "alpha": 0.8}
         for number, curve in enumerate(group["curve"]):
             scores = curve.get(metric, [])
             label = name if number == 0 else None
             ax.plot(range(1, len(scores) + 1), scores, label=label, **style)
     ax.set(xlabel="epoch", ylabel=f"validation {metric}")
-    ax.legend(frameon=False)
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(names) > 6 else {}
+    ax.legend(frameon=False, **beside)
     return ax
 
 
@@ -352,10 +359,12 @@ def by_length(table, ylabel: str = "test NDCG@10", ax: Axes | None = None) -> Ax
     """
     ax = _axes(ax)
     lengths = [x for x in table["length"].cat.categories if x in set(table["length"])]
-    for i, (name, group) in enumerate(table.groupby("attention", sort=False)):
+    names = table["attention"].unique()
+    for i, (name, place) in enumerate(zip(names, _places(names), strict=True)):
+        group = table[table["attention"] == name]
         found = group.groupby("length", observed=False)["value"].agg(["mean", "std"]).loc[lengths]
         ax.errorbar(np.arange(len(lengths)) + 0.04 * i, found["mean"], found["std"], label=name,
-                    capsize=2, **_style(_place(name, i)))  # fmt: skip
+                    capsize=2, **_style(place))  # fmt: skip
     ax.set(xticks=range(len(lengths)), xticklabels=lengths, xlabel="items in the history",
            ylabel=ylabel)  # fmt: skip
     ax.legend(frameon=False)
@@ -475,9 +484,11 @@ def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(figsize=(6, 3.6), layout="constrained")[1] if ax is None else ax
 
 
-def _place(name: str | None, i: int) -> int:
-    """Which style to draw ``name`` in: a weighting's own, else the ``i``-th."""
-    return STYLED.index(name) if name in STYLED else i
+def _places(names: Sequence[str | None]) -> list[int]:
+    """Which style to draw each in: a weighting's own; others take those that are left."""
+    own = {name: STYLED.index(name) for name in names if name in STYLED}
+    left = (i for i in count() if i not in own.values())
+    return [own[name] if name in own else next(left) for name in names]
 
 
 def _style(i: int) -> dict:

@@ -70,6 +70,10 @@ def test_transformer_encoder_layer(norm_first, batch_first, num_heads):
     layout = (lambda t: t) if batch_first else (lambda t: t.transpose(0, 1))
     real = block(layout(x()), src_mask=CAUSAL, src_key_padding_mask=PADDING)
     trace = sr.capture_torch(block, layout(x()), src_mask=CAUSAL, src_key_padding_mask=PADDING)
+    parts = sr.decompose(trace[0])
+    for kind in ("attn", "attn_res"):
+        norms = parts[kind].norms
+        assert (norms[PADDING] == 0).all() and (norms[~PADDING].sum(-1) > 0).all()
     assert error(trace.encoded, real) < 1e-5
     (layer,) = trace
     assert torch.equal(layer.residual, x())

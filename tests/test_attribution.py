@@ -128,6 +128,17 @@ def test_on_a_trained_model_norms_and_gradients_point_at_what_removal_finds():
     assert agreement["norms"] > 0.3 and agreement["gradient"] > 0.3
 
 
+def test_removal_works_in_double_precision_and_asks_of_no_padding():
+    m = model()
+    single = sr.removal_effects(m, ITEMS)
+    double = sr.removal_effects(m.double(), ITEMS)
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.nan_to_num(9).double(), double.nan_to_num(9), atol=1e-4)
+    for ask in (sr.removal_effects, sr.item_contributions):
+        with pytest.raises(ValueError, match="target 0 is padding"):
+            ask(m, ITEMS, 0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_target_serves_all_histories(method):
     m = model()

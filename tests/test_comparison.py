@@ -177,7 +177,8 @@ def test_what_is_missing_is_said_with_its_command(root):
     row = gains(grid=GRID, root=root, dataset="world-taste").iloc[0]
     assert row["verdict"] == "runs missing" and np.isnan(row["change"])
     assert np.isnan(row["mean_new"]) and row["mean_reference"] == 0.2
-    left = select(load_grid(GRID), options(row["missing"]))
+    left = [run for each in row["missing"].split(" && ")
+            for run in select(load_grid(GRID), options(each))]  # fmt: skip
     assert {(r.attention, r.seed) for r in left} >= {("awrsr-additive", seed) for seed in SEEDS}
     assert {r.dataset for r in left} == {"world-taste"} and {r.variant for r in left} == {"main"}
 
@@ -218,11 +219,11 @@ def test_no_verdict_where_half_of_the_runs_did_not_settle(root, tmp_path, broken
     for steady in (None, 0.02):  # not asked, or more is allowed
         assert gains(steady=steady, **only)["verdict"][0] == "helps"
     table = results(tmp_path, dataset="world-markov", variant="main")
-    (pairs,) = paired(table, "NDCG@10").to_dict("records")
+    (pairs,) = paired(table, "NDCG@10", margin=0.05).to_dict("records")
     assert pairs["verdict"] == ("more" if settles else "does not settle")
-    assert paired(table, "NDCG@10", steady=None)["verdict"][0] == "more"
-    assert paired(table.drop(columns="curve"), "NDCG@10")["verdict"][0] == "more"
-    assert paired(table.assign(loss="bpr"), "NDCG@10")["verdict"][0] == "more"  # it may tremble
+    untold = table.drop(columns="curve"), table.assign(loss="bpr")  # where a loss may tremble
+    for asked, how in ((table, {"steady": None}), *((each, {}) for each in untold)):
+        assert paired(asked, "NDCG@10", margin=0.05, **how)["verdict"][0] == "more"
 
 
 def test_groups_of_lengths_are_judged_apart_and_those_of_few_left_out(root):

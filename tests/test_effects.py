@@ -192,3 +192,9 @@ def test_one_constant_group_is_judged_by_the_other_and_without_a_warning():
         warnings.simplefilter("error")
         found = equivalence([0.5, 0.5], [0.4, 0.6], margin=0.05)
     assert found.verdict == "undecided" and found.low < found.difference < found.high
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 0.95, 5])
+def test_an_alpha_that_no_test_has_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"alpha must lie between 0 and 0.5.*got {alpha}"):
+        equivalence([1, 2, 3], [1, 2, 4], 0.1, alpha=alpha)

@@ -288,6 +288,8 @@ def test_a_weighting_is_not_set_where_it_would_be_undone():
         (dict(change="wasserstein"), ValueError, "made for Gaussians"),
         (dict(change=7), TypeError, "cannot intervene with 7"),
         (dict(change=sr.ScaleResidual(2), heads=0), ValueError, "concerns no head"),
+        (dict(change="uniform", layers=[]), ValueError, "no layer is named"),
+        (dict(change="uniform", heads=[]), ValueError, "no head is named"),
         (dict(change=sr.SwapPositions(-1, -2), layers=0), ValueError, "leave layers= out"),
     ],
 )

@@ -96,6 +96,15 @@ def test_several_runs_differ_in_more_than_colour(ax, metric):
     assert ax.get_ylabel() == ("loss" if metric == "loss" else "validation NDCG@10")
 
 
+def test_no_two_weightings_look_alike(ax):
+    names = [*sr.WEIGHTINGS, "uniform-loose"]
+    assert {*names} == {*plotting.STYLED}
+    looks = [plotting._style(place) for place in plotting._places([*names, "mine", "yours"])]
+    seen = {(look["color"], str(look["ls"]), look["marker"]) for look in looks}
+    assert len(seen) == len(names) + 2
+    assert plotting._places(["mine", "awrsr-additive", "yours"]) == [0, 1, 2]
+
+
 def test_the_palette_is_told_apart_by_colour_blind_readers():
     """Simulated deuteranopia and protanopia (Viénot et al. 1999), in linear RGB."""
     blind = {

@@ -176,7 +176,7 @@ def test_each_seed_stops_by_itself_at_its_own_best_epoch(attention, frozen):
     seeds = [0, 1, 2]
     options = {
         "epochs": 12,
-        "patience": 2,
+        "patience": 1,
         "batch_size": 32,
         "lr": 3e-2,
         "progress": False,

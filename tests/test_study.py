@@ -325,7 +325,7 @@ def test_a_failed_run_is_reported_and_stops_no_other(tmp_path):
     assert [run.variant for run in report.failed] == ["bad", "bad"]
     assert [run.variant for run in report.done] == ["main", "main"]
     assert "length" in report.failed[runs[0]]
-    assert (tmp_path / "s" / f"{runs[0].key}.failed.txt").read_text() == report.failed[runs[0]]
+    assert Scratch(tmp_path / "s").traceback(runs[0]).read_text() == report.failed[runs[0]]
     assert runner.Store(tmp_path / "results").state(runs[0]) == "missing"
 
 
@@ -333,7 +333,7 @@ def test_two_commands_do_not_do_one_run_twice(tiny, tmp_path):
     from filelock import FileLock
 
     runs = load_grid(TINY)[:2]
-    with FileLock(tmp_path / f"{runs[0].key}.lock"):
+    with FileLock(Scratch(tmp_path).lock(runs[0])):
         report = run_grid(runs, results=tmp_path / "results", scratch=tmp_path)
     assert report.busy == runs[:1] and report.done == runs[1:]
 
@@ -595,6 +595,10 @@ reset_peak_memory(torch.device("cuda:0"))"""
 # ---- tables ----------------------------------------------------------------------------------
 
 
+#: So that each metric over which reliance is averaged has another effect.
+SHIFT = {"HR@1": 0.001, "HR@10": 0.002, "HR@100": 0.005, "NDCG@100": 0.01}
+
+
 @pytest.fixture(scope="module")
 def invented(tiny, tmp_path_factory):
     """Records of three seeds whose NDCG@10 is made up: softmax .50 .52 .54, uniform .30 .31 .35."""
@@ -606,7 +610,7 @@ def invented(tiny, tmp_path_factory):
     for run in runs:
         if run.seed < 3:
             value = values[run.attention][run.seed]
-            metrics = {name: value for name in base["test"]}
+            metrics = {name: value - SHIFT.get(name, 0) * run.seed for name in base["test"]}
             mixing = {"attn_res_ln": [value, value + 0.1]}
             Store(folder).write(run, {**base, "test": metrics, "mixing": mixing})
     return folder
@@ -645,7 +649,14 @@ def test_regimes_put_mixing_beside_reliance(invented):
     (row,) = tables.regimes(results(invented)).to_dict("records")
     assert row["mixing"] == pytest.approx(0.57)
     assert row["mixing_high"] - row["mixing"] == pytest.approx(4.3027 * 0.02 / 3**0.5, rel=1e-3)
-    assert row["g"] == pytest.approx(sr.hedges_g([0.50, 0.52, 0.54], [0.30, 0.31, 0.35]).g)
+    seeds = np.arange(3)
+    each = [
+        sr.hedges_g(np.array([0.50, 0.52, 0.54]) - SHIFT.get(name, 0) * seeds,
+                    np.array([0.30, 0.31, 0.35]) - SHIFT.get(name, 0) * seeds).g
+        for name in tables.RELIANCE
+    ]  # fmt: skip
+    assert len({round(g, 6) for g in each}) == len(each) == 5
+    assert row["g"] == pytest.approx(np.mean(each), rel=1e-4)
 
 
 def test_what_is_missing_comes_with_the_command_that_makes_it(invented):
@@ -755,10 +766,10 @@ def test_a_run_is_judged_by_the_ranking_its_epochs_were_chosen_by():
 def test_pairs_are_compared_seed_by_seed(invented):
     table = results(invented)
     table = table[(table["attention"] != "softmax") | (table["seed"] != 1)]  # a pair is broken
-    (few,) = comparison.paired(table, "test NDCG@10").to_dict("records")
+    (few,) = comparison.paired(table, "test NDCG@10", margin=0.01).to_dict("records")
     assert few["verdict"] == "too few seeds" and np.isnan([few["low"], few["p"]]).all()
-    two = {"min_seeds": 2}
-    (row,) = comparison.paired(table, "test NDCG@10", margin=0.01, **two).to_dict("records")
+    two = {"min_seeds": 2, "margin": 0.01}
+    (row,) = comparison.paired(table, "test NDCG@10", **two).to_dict("records")
     assert (row["attention"], row["seeds"], row["verdict"]) == ("uniform", 2, "less")
     assert row["p"] < 0.05
     assert row["difference"] == pytest.approx((0.30 - 0.50 + 0.35 - 0.54) / 2)
@@ -766,7 +777,7 @@ def test_pairs_are_compared_seed_by_seed(invented):
     assert row["high"] - row["difference"] == pytest.approx(12.706 * 0.005, rel=1e-3)
     (other,) = comparison.paired(table, "test NDCG@10", "uniform", **two).to_dict("records")
     assert (other["difference"], other["verdict"]) == (pytest.approx(-row["difference"]), "more")
-    assert comparison.paired(table, "test NDCG@10", against="last").empty
+    assert comparison.paired(table, "test NDCG@10", against="last", **two).empty
 
 
 @pytest.mark.parametrize(
@@ -788,7 +799,7 @@ def test_the_verdict_on_pairs(invented, shift, margin, verdict):
     share = margin / values.mean()  # the same margin, told as a share of softmax's mean
     (row,) = comparison.paired(table, "x", margin=share, relative=True).to_dict("records")
     assert row["verdict"] == verdict
-    (one,) = comparison.paired(table[table["seed"] == 0], "x").to_dict("records")
+    (one,) = comparison.paired(table[table["seed"] == 0], "x", margin=margin).to_dict("records")
     assert one["verdict"] == "too few seeds" and np.isnan(one["low"])
 
 
@@ -963,6 +974,8 @@ def test_a_killed_worker_costs_its_own_run_alone(tmp_path):
     outcomes = list(spread(kills_itself, jobs, 2, "loky", Scratch(tmp_path)))
     assert sorted(o.run.seed for o in outcomes) == [0, 1, 2, 3]
     assert {o.run.seed: o.status for o in outcomes if o.status != "done"} == {1: "failed"}
+    (note,) = tmp_path.glob("*.failed.txt")
+    assert "seed1" in note.name and "was it out of memory?" in note.read_text()
 
 
 def test_a_killed_worker_of_a_cluster_costs_its_own_run_alone(tmp_path):

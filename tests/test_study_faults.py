@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
 from seqrec_lib.study import comparison, measuring, progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
-from seqrec_lib.study.grid import Run, load_grid
+from seqrec_lib.study.grid import Run, load_grid, select
 from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
@@ -249,7 +250,7 @@ def test_the_time_left_is_less_what_is_done(tmp_path):
 
 def test_a_failure_that_found_no_room_for_its_words_does_not_end_status(tmp_path):
     run = load_grid("quick")[0]
-    (tmp_path / f"{run.key}.failed.txt").touch()
+    Scratch(tmp_path).traceback(run).touch()
     words = ["--grid", "quick", "--results", tmp_path, "--scratch", tmp_path]
     assert f"{run}: failed, and there was no room to say why" in call("status", *words)
 
@@ -366,12 +367,56 @@ def test_a_margin_of_nothing_is_no_lack_of_spread(small, compare):
         compare(results(small))
 
 
+@pytest.mark.parametrize("compare", [
+    lambda t: tables.effects(t, level=95),
+    lambda t: tables.regimes(t, level=95),
+    lambda t: tables.summarize(t, "test NDCG@10", level=95),
+    lambda t: comparison.paired(t, "test NDCG@10", margin=0.1, level=95),
+    lambda t: gains(level=95),
+    lambda t: comparison.detectable(1, 5, level=95),
+])  # fmt: skip
+def test_a_level_that_is_no_share_is_no_lack_of_spread(small, compare):
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        compare(results(small))
+
+
+def test_nothing_reaches_no_goal(tmp_path):
+    assert comparison.epochs_to(results(tmp_path)).empty
+
+
+def test_a_seed_may_be_written_as_text(small, tmp_path):
+    assert len(results(small, seed="0")) == len(results(small, seed=0)) > 0
+    for seed in ("0", np.int64(0)):
+        assert len(tables.missing(root=tmp_path, seed=seed)) == len(
+            tables.missing(root=tmp_path, seed=0)
+        )
+
+
+def test_the_command_for_what_is_missing_does_that_and_nothing_else(tmp_path):
+    (row,) = gains(
+        ("awrsr-additive", "dropout-0.3"), ("softmax", "main"), root=tmp_path, dataset="beauty"
+    ).to_dict("records")
+    found = []
+    for one in row["missing"].split(" && "):
+        said = [word for word in shlex.split(one) if "=" in word]
+        only = {pair.split("=")[0]: pair.split("=")[1].split(",") for pair in said}
+        found += [(r.attention, r.variant, r.seed) for r in select(load_grid("main"), only)]
+    sides = {("awrsr-additive", "dropout-0.3"), ("softmax", "main")}
+    assert len(found) == len({*found}) == 10 and {each[:2] for each in found} == sides
+
+
+def test_a_grid_that_is_no_file_is_not_taken_for_main(tmp_path):
+    grid = {"runs": [{"datasets": ["lastfm"], "attentions": ["softmax"]}], "seeds": [0]}
+    (command,) = tables.missing(grid, tmp_path)["command"]
+    assert "--grid GRID.toml" in command
+
+
 def test_pairs_of_variants_are_those_of_one_weighting(small):
     table = results(small, split="leave-one-out")
     other = table.assign(variant="other", score=1.0)
     both = pd.concat([table.assign(score=2.0), other])
     both = pd.concat([both, both.assign(attention="uniform")])
-    found = comparison.paired(both, "score", against="main", by="variant")
+    found = comparison.paired(both, "score", against="main", by="variant", margin=0.1)
     assert set(found["attention"]) == {"softmax", "uniform"} and (found["difference"] == -1).all()
 
 
@@ -466,9 +511,10 @@ def test_status_tells_what_failed_and_what_is_running_from_what_was_cut(tmp_path
         Scratch(tmp_path).marker(run).write_text('{"epoch": 3, "loss": 0.5}')
     Scratch(tmp_path).marker(baseline).write_text("{}")
     Scratch(tmp_path).marker(early).write_text("")  # killed while it was written
-    (tmp_path / f"{killed.key}.lock").touch()
+    Scratch(tmp_path).lock(killed).touch()
     here = ("status", "--grid", "quick", "--results", tmp_path / "r", "--scratch", tmp_path)
-    with FileLock(tmp_path / f"{live.key}.lock"), FileLock(tmp_path / f"{baseline.key}.lock"):
+    lock = Scratch(tmp_path).lock
+    with FileLock(lock(live)), FileLock(lock(baseline)):
         said = call(*here)
     assert f"{failed}: failed, MemoryError: too much\n" in said
     assert f"{live}: running, epoch 3 of {live.config['epochs']}\n" in said
@@ -478,7 +524,7 @@ def test_status_tells_what_failed_and_what_is_running_from_what_was_cut(tmp_path
     assert sum(int(n) for n in re.findall(r"(\d+) running", said)) == 2 and "loss" not in said
     assert "running" not in call(*here)
     assert sorted(path.name for path in tmp_path.glob("*.lock")) == sorted(
-        f"{run.key}.lock" for run in (live, killed, baseline)
+        lock(run).name for run in (live, killed, baseline)
     )
 
 

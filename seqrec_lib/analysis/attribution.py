@@ -125,9 +125,9 @@ def removal_effects(model, items, target=None, batch_size: int = 256) -> Tensor:
     source = torch.where(place > place[:, None], place, place - 1)  # (j, place)
     without = torch.where(source >= 0, items[:, source.clamp(min=0)], 0)  # (B, j, place)
     row, j = ((items > 0) & ((items > 0).sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
-    effects = torch.full(items.shape, torch.nan, device=items.device)
     with evaluating(model, None):
         whole = _score(model, items, target)
+        effects = whole.new_full(items.shape, torch.nan)
         for at in torch.arange(len(row), device=items.device).split(batch_size):
             b = row[at]
             effects[b, j[at]] = whole[b] - _score(model, without[b, j[at]], target[b])
@@ -197,6 +197,8 @@ def _question(model, items, target) -> tuple[Tensor, Tensor]:
             f"targets of shape {tuple(target.shape)} for {len(items)} histories: "
             "pass one for each, or one for all"
         )
+    if (target == 0).any():
+        raise ValueError("target 0 is padding, which has no score")
     return items, checked_items(model, target[:, None])[:, 0].expand(len(items))
 
 

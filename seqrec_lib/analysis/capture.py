@@ -100,7 +100,7 @@ class Trace(list):
 
 
 @torch.no_grad()
-def capture(model, items, keep: Iterable[str] | None = None) -> Trace:
+def capture(model, items, keep: str | Iterable[str] | None = None) -> Trace:
     """Run ``model.encode(items)`` in evaluation mode and keep what its blocks computed.
 
     The model's outputs are those it gives without being looked at, bit for bit, and the model
@@ -115,7 +115,7 @@ def capture(model, items, keep: Iterable[str] | None = None) -> Trace:
         TypeError: ``items`` are no whole numbers.
         ValueError: ``keep`` names something unknown, or the model cannot read ``items``.
     """
-    keep = set(FIELDS if keep is None else keep)
+    keep = set(FIELDS if keep is None else [keep] if isinstance(keep, str) else keep)
     if unknown := keep - set(FIELDS):
         raise ValueError(f"cannot keep {', '.join(sorted(unknown))}; there are {', '.join(FIELDS)}")
     items = torch.atleast_2d(checked_items(model, items))

@@ -184,9 +184,9 @@ class Contributions:
             norms[rows] = _quadratic(weights[rows].double(), gram).sqrt_()
         if self._sigma is not None:
             norms /= self._sigma[:, -last:, None]
-        own = self._preserving.norm(dim=-1).masked_fill(self._heads.padding, 0.0)
-        norms.diagonal(dim1=-2, dim2=-1).copy_(own[:, -last:])
-        return norms
+        norms.diagonal(dim1=-2, dim2=-1).copy_(self._preserving.norm(dim=-1)[:, -last:])
+        # torch's own layers give weights to padding, too
+        return norms.masked_fill_(self._heads.padding[:, -last:, None], 0.0)
 
     @cached_property
     def _preserving(self) -> Tensor:

@@ -173,6 +173,7 @@ def paired_difference(a, b, *, level: float = 0.95) -> Difference:
     Raises:
         ValueError: as :func:`hedges_g`.
     """
+    checked_level(level)
     a, b = checked_samples(a, b, paired=True)
     test = stats.ttest_rel(a, b)
     low, high = test.confidence_interval(level)
@@ -206,8 +207,11 @@ def equivalence(
         alpha: the level of each test, and of the two together.
 
     Raises:
-        ValueError: as :func:`hedges_g`, or a margin that is not positive.
+        ValueError: as :func:`hedges_g`, or a margin that is not positive, or an alpha that no
+            test has.
     """
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must lie between 0 and 0.5, such as 0.05; got {alpha}")
     a, b = checked_samples(a, b, paired)
     margin = float(margin * abs(a.mean()) if relative else margin)
     if not margin > 0:

@@ -183,12 +183,17 @@ class RemoveDistance:
 
 @dataclass(frozen=True)
 class ScaleResidual:
-    """The residual of the attention is multiplied by ``scale``: 0 leaves attention alone."""
+    """The residual of the attention is multiplied by ``scale``: 0 leaves attention alone.
+
+    Of STOSA, that of the means; their covariance's stays.
+    """
 
     scale: float
 
     def enter(self, model, layers: list[int], undo: contextlib.ExitStack) -> None:
         for block in (model.blocks[layer] for layer in layers):
+            if not getattr(block, "mean_attention", True):
+                raise ValueError(f"{self} concerns the means, and these have no attention here")
             undo.callback(setattr, block, "residual_scale", block.residual_scale)
             block.residual_scale *= self.scale
 
@@ -286,6 +291,8 @@ def _chosen(which: int | list[int] | None, count: int, what: str) -> list[int]:
     if which is None:
         return list(range(count))
     which = [which] if isinstance(which, Integral) else list(which)
+    if not which:
+        raise ValueError(f"no {what} is named, so nothing would change; leave {what}s= out for all")
     if outside := [n for n in which if not -count <= n < count]:
         raise ValueError(f"there is no {what} {outside[0]}; the model has {count}, from 0")
     chosen = [int(n) % count for n in which]

@@ -36,11 +36,10 @@ class Interval:
         return f"{self.estimate:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
-def checked_level(level: float) -> float:
-    """``level``, a share; 95 for 95 % would give nonsense, or search for ever."""
+def checked_level(level: float) -> None:
+    """Raise ValueError unless it is a share: 95 for 95 % would give nonsense or search for ever."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, such as 0.95; got {level}")
-    return level
 
 
 def bootstrap_ci(

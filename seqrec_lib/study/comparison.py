@@ -129,10 +129,13 @@ def detectable(spread: float, seeds: int, power: float = 0.8, level: float = 0.9
         spread: standard deviation over seeds, relative or not; the answer is in its unit.
 
     Raises:
-        ValueError: a spread takes two seeds or more.
+        ValueError: a spread takes two seeds or more; or no test is found so often, or so rarely.
     """
     if seeds < 2:
         raise ValueError(f"a spread takes two seeds or more, got {seeds}")
+    checked_level(level)
+    if not (1 - level) / 2 < power < 1:
+        raise ValueError(f"power must lie between {(1 - level) / 2:g} and 1, got {power}")
     freedom = 2 * seeds - 2
     critical = stats.t.ppf((1 + level) / 2, freedom)
     shift = optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - power, 0, 10 * critical)
@@ -162,7 +165,7 @@ def gains(
         metric: such as "NDCG@10", by the :func:`ruler` of the runs, or "test_filtered NDCG@10".
         margin: the smallest gain or loss that matters, as a share of the reference.
         min_users: judge users with histories of each length apart, in groups of so many or more
-            (those who fill the model's window are one group); None judges all as one.
+            (those who surely fill the model's window are one group); None judges all as one.
         min_seeds: from fewer there is neither interval nor verdict.
         steady: a run whose training loss once rose by more (:func:`largest_rise`) did not settle;
             None asks of none. Runs on sampled negatives are not asked: there a loss trembles.
@@ -182,6 +185,7 @@ def gains(
     import pandas as pd
 
     checked_margin(margin)
+    checked_level(level)
     rows = []
     for setting, *sides, missing in _both(new, reference, grid, root, only):
         curves = [[record["curve"] for record in side] for side in sides]
@@ -210,7 +214,8 @@ def paired(
     column: str,
     against: str = "softmax",
     by: str = "attention",
-    margin: float = 0.05,
+    *,
+    margin: float,
     relative: bool = False,
     level: float = 0.95,
     min_seeds: int = MIN_SEEDS,
@@ -239,6 +244,7 @@ def paired(
     import pandas as pd
 
     checked_margin(margin)
+    checked_level(level)
     setting, rows = [name for name in SETTING if name != by], []
     for key, group in table.groupby(setting, sort=False):
         wide = group.pivot(index="seed", columns=by, values=column)
@@ -280,7 +286,7 @@ def epochs_to(table: pd.DataFrame, share: float = 0.95, reference: str = "softma
     curves = [
         row["curve"].get(row["config"].get("monitor"), []) for row in table.to_dict("records")
     ]
-    table = table.assign(scores=curves)[[bool(curve) for curve in curves]]
+    table = table.assign(scores=curves)[np.array([bool(curve) for curve in curves], dtype=bool)]
     rows = []
     for key, group in table.groupby(by, sort=False):
         best = [max(curve) for curve in group.loc[group["attention"] == reference, "scores"]]

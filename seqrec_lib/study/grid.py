@@ -22,6 +22,7 @@ A key of a configuration is an argument of the model, of :func:`~seqrec_lib.fit`
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,6 +97,11 @@ class Run:
     def axes(self) -> dict[str, Any]:
         """What names the run, without its configuration."""
         return {name: getattr(self, name) for name in AXES}
+
+    @property
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration as a record has it: tuples are lists."""
+        return json.loads(json.dumps(dict(self.config)))
 
     @property
     def key(self) -> str:

@@ -40,6 +40,8 @@ SCHEMA: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float), "peak_memory_mb": (int, float), "device": str, "threads": (int, str),
     "code_version": str, "versions": dict, "finished": str,
 }  # fmt: skip
+#: The fields that hold metrics.
+PARTS = ("validation", "validation_filtered", "test", "test_filtered")
 #: Fields that came later, and what they are where they are missing.
 LATER = {"seeds_at_once": 1}  # how many seeds were trained as one batched model
 #: A folder beside the records: of data sets, not of runs.
@@ -71,7 +73,7 @@ class Store:
         Raises:
             ValueError: it is not a record.
         """
-        plain = {**run.axes, "config": json.loads(json.dumps(dict(run.config)))}
+        plain = {**run.axes, "config": run.plain_config}
         record = {**plain, **rounded({k: v for k, v in record.items() if k not in plain})}
         record["checksum"] = _checksum(record)
         validate(record)
@@ -109,7 +111,7 @@ class Store:
 
     def of_other_data(self, run: Run, sha256: str) -> list[Path]:
         """Whole records of the run's data set, drawn alike if it is a world, with another hash."""
-        drawn, found = json.loads(json.dumps(run.config["data"])), []
+        drawn, found = run.plain_config["data"], []
         for path in sorted(self.path(run).parent.glob("[!.]*.json")):
             with contextlib.suppress(DamagedRecord):
                 record = read_record(path)
@@ -204,17 +206,24 @@ def results(root: str | os.PathLike | None = None, **only: Any):
     for name, values in only.items():
         if name not in table:
             raise KeyError(f"records have no {name!r}; they have {', '.join(table.columns)}")
-        scalar = isinstance(values, str) or not hasattr(values, "__iter__")
-        values = [values] if scalar else list(values)
-        kept = kept[kept[name].isin(values)]
-        if name in AXES and (unknown := {*values} - {*table[name]} - {*DATASETS}):
-            select(load_grid("main"), {name: unknown})  # planned, perhaps; else a slip
+        column, values = kept[name], values_of(values)
+        if name in AXES:  # a seed may be written as text, as on the command line
+            column, values = column.astype(str), list(map(str, values))
+            if unknown := {*values} - {*table[name].astype(str)} - {*DATASETS}:
+                select(load_grid("main"), {name: unknown})  # planned, perhaps; else a slip
+        kept = kept[column.isin(values)]
     return kept.reset_index(drop=True)
+
+
+def values_of(given: Any) -> list[Any]:
+    """One value, or those of several, as a list."""
+    several = hasattr(given, "__iter__") and not isinstance(given, str)
+    return list(given) if several else [given]
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: record.get(name, LATER.get(name)) for name in (*SCHEMA, *LATER)}
-    for part in ("validation", "validation_filtered", "test", "test_filtered"):
+    for part in PARTS:
         row |= {f"{part} {name}": value for name, value in row.pop(part).items()}
     row |= record[ruler(record)]
     row |= {
@@ -266,12 +275,13 @@ def validate(record: Any) -> None:
     for name, kind in SCHEMA.items():
         if not isinstance(record.get(name), kind):
             raise ValueError(f"the field {name!r} is missing or of the wrong type")
-    for part in ("validation", "test", "test_filtered"):
+    for part in PARTS:
         for name, value in record[part].items():
             if not (isinstance(value, (int, float)) and 0 <= value <= 1):
                 raise ValueError(f"{part} {name} is {value!r}, not a number between 0 and 1")
-    if not {"HR@10", "NDCG@10"} <= record["test"].keys():
-        raise ValueError("test lacks HR@10 or NDCG@10")
+    for part in ("test", "test_filtered"):
+        if not {"HR@10", "NDCG@10"} <= record[part].keys():
+            raise ValueError(f"{part} lacks HR@10 or NDCG@10")
     if record.get("checksum") != _checksum(record):
         raise ValueError("its checksum is not that of its content")
 
@@ -289,10 +299,9 @@ def _changed(run: Run, made_with: Mapping[str, Any]) -> dict[str, tuple[Any, Any
     A setting the record does not know was added later: it was at its default then.
     """
     made_with = {**defaults(run.model), **made_with}
-    plain = json.loads(json.dumps(dict(run.config)))
     return {
         key: (made_with.get(key), value)
-        for key, value in plain.items()
+        for key, value in run.plain_config.items()
         if made_with.get(key) != value
     }
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..device import device as pick_device
 from ..training import TrainingDiverged
@@ -145,7 +146,8 @@ def _sort_out(
 ) -> tuple[list[Run], list[Run]]:
     """Which runs are to do, and which are done.
 
-    Sets damaged records aside, and puts away what a killed command left of runs that are done.
+    Sets damaged records aside, and puts away what a killed command left of runs that are done;
+    neither where another process is at the run.
     """
     known: dict[str, Run] = {}
     for run in runs:
@@ -155,11 +157,16 @@ def _sort_out(
     for run in known.values():
         state = store.state(run)
         if state == "damaged":
-            say(f"damaged: {store.path(run)} is set aside as {store.set_aside(run).name}")
+            with contextlib.suppress(Timeout), FileLock(scratch.lock(run)).acquire(timeout=0):
+                if store.state(run) == "damaged":
+                    aside = store.set_aside(run)
+                    say(f"damaged: {store.path(run)} is set aside as {aside.name}")
         elif state == "outdated":
             say(f"outdated: {store.path(run)} will be set aside: {store.changes(run)}")
-        elif state == "done":  # its command may have been killed before it could clean up
-            scratch.drop_checkpoint((run,))
+        elif state == "done" and scratch.checkpoint((run,)).exists():
+            # its command may have been killed before it could clean up
+            with contextlib.suppress(Timeout), FileLock(scratch.lock(run)).acquire(timeout=0):
+                scratch.drop_checkpoint((run,))
         (done if state == "done" else todo).append(run)
     return todo, done
 
@@ -193,8 +200,6 @@ def _perform(
     job: Job, results: Path, scratch: Scratch, master: int | None, deadline: float, **options: Any
 ) -> list[Outcome]:
     """One job, from its locks to its records."""
-    from filelock import FileLock, Timeout
-
     if _orphaned(master):  # and was given its next job before
         os._exit(1)
     if time.time() > deadline:
@@ -203,7 +208,8 @@ def _perform(
     try:
         with contextlib.ExitStack() as locks:
             for run in job:
-                locks.enter_context(FileLock(scratch.lock(run)).acquire(timeout=0))
+                # `status` holds a lock for a moment, to see whether it is free
+                locks.enter_context(FileLock(scratch.lock(run)).acquire(timeout=0.5))
             scratch.drop_half_written(job)
             _complete(job, store, scratch, master, deadline, options)
             scratch.put_away(job, store)
@@ -223,7 +229,8 @@ def _perform(
     except Exception as error:
         detail = traceback.format_exc()
         with contextlib.suppress(OSError):  # a full disk, perhaps: the report has it, too
-            _note_failure(job, scratch, error, detail)
+            beyond_one = isinstance(error, TrainingDiverged | torch.OutOfMemoryError)
+            scratch.note_failure(job, detail, apart=beyond_one)
     if len(job) == 1:
         return outcomes(job, "failed", detail)
     # One seed diverged, or all together took too much memory: let the others not pay for it.
@@ -260,23 +267,12 @@ def _complete(
 
     here = {"checkpoint": scratch.checkpoint(job), "on_epoch": on_epoch}
     for run, record in run_job(job, measured=set(job) - set(missing), **here, **options):
-        if store.state(run) == "outdated":
-            store.set_aside(run, "outdated")
+        if (why := store.state(run)) in ("outdated", "damaged"):
+            store.set_aside(run, why)
         store.write(run, record)
         missing.remove(run)
         if missing and time.time() > deadline:
             raise OutOfTime
-
-
-def _note_failure(job: Job, scratch: Scratch, error: Exception, detail: str) -> None:
-    """Leave each run's traceback; seeds that cannot be trained as one are parted for good."""
-    for run in job:
-        scratch.marker(run).unlink(missing_ok=True)
-        scratch.traceback(run).write_text(detail)
-    if len(job) > 1 and isinstance(error, (TrainingDiverged, torch.OutOfMemoryError)):
-        scratch.drop_checkpoint(job)  # it would again
-        for run in job:
-            scratch.apart(run).touch()
 
 
 def _refuse_other_data(store: Store, run: Run) -> None:

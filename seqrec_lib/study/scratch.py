@@ -27,29 +27,35 @@ Job = tuple[Run, ...]
 
 
 class Scratch:
-    """The folder of all these files; any number of commands share it."""
+    """The folder of all these files; any number of commands share it, and several studies.
+
+    The name of each file tells the run and, by a digest, its configuration.
+    """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).resolve()
 
     def lock(self, run: Run) -> Path:
         """Held, by whatever process works on the run, until it ends in whatever way."""
-        return self.folder / f"{run.key}.lock"
+        return self._file(run, "lock")
 
     def marker(self, run: Run) -> Path:
         """There from a run's beginning until it is done; it holds its last epoch."""
-        return self.folder / f"{run.key}.running"
+        return self._file(run, "running")
 
     def traceback(self, run: Run) -> Path:
         """There if the run failed."""
-        return self.folder / f"{run.key}.failed.txt"
+        return self._file(run, "failed.txt")
 
     def apart(self, run: Run) -> Path:
         """There if the run's seeds, trained as one, failed: it is done alone from then on."""
-        return self.folder / f"{run.key}.apart"
+        return self._file(run, "apart")
+
+    def _file(self, run: Run, suffix: str) -> Path:
+        return self.folder / f"{run.key}.{_digest(run)}.{suffix}"
 
     def checkpoint(self, job: Sequence[Run]) -> Path:
-        """Named by its configuration, too: other studies may share the folder."""
+        """There as soon as an epoch of the job is done."""
         return self.folder / f"{name_of(job)}.{_digest(job[0])}.pt"
 
     # ---- what was begun ----------------------------------------------------------------------
@@ -95,6 +101,16 @@ class Scratch:
     def drop_checkpoint(self, job: Sequence[Run]) -> None:
         _unlink(self.checkpoint(job))
 
+    def note_failure(self, job: Job, detail: str, apart: bool = False) -> None:
+        """Leave each run's traceback; seeds that cannot be trained as one are parted for good."""
+        for run in job:
+            self.marker(run).unlink(missing_ok=True)
+            self.traceback(run).write_text(detail)
+        if apart and len(job) > 1:
+            self.drop_checkpoint(job)  # it would fail again
+            for run in job:
+                self.apart(run).touch()
+
     def put_away(self, job: Job, store: Store) -> None:
         """Everything of a job whose runs are done."""
         checkpoints = [self.checkpoint(job), *(self.checkpoint((run,)) for run in job)]
@@ -118,11 +134,8 @@ def name_of(job: Sequence[Run]) -> str:
 
 
 def _digest(run: Run) -> str:
-    return hashlib.sha256(json.dumps(_plain(run), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _plain(run: Run) -> dict[str, Any]:
-    return json.loads(json.dumps(dict(run.config)))
+    text = json.dumps(run.plain_config, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _unlink(checkpoint: Path) -> None:
@@ -151,7 +164,7 @@ def went_on(checkpoint: Path, run: Run, sha256: str, now: dict[str, Any]) -> dic
 
     A checkpoint of another configuration or of other data is deleted.
     """
-    known, of = beside(checkpoint), {"config": _plain(run), "data_sha256": sha256}
+    known, of = beside(checkpoint), {"config": run.plain_config, "data_sha256": sha256}
     if any(known.get(name) != value for name, value in of.items()):
         checkpoint.unlink(missing_ok=True)
         known = {}

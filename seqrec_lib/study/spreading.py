@@ -55,7 +55,7 @@ def spread(
 ) -> Iterator[Outcome]:
     """Outcomes as they come; a worker that is killed (for its memory, say) costs its job alone."""
     if backend == "dask":
-        yield from _on_dask(work, todo)
+        yield from _on_dask(work, todo, scratch)
         return
     from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -80,9 +80,7 @@ def spread(
             for done in parallel([job], 2):  # two: so that it is not done in this process
                 yield from done
         except BrokenProcessPool:
-            yield from outcomes(
-                job, "failed", "its process was killed twice; was it out of memory?"
-            )
+            yield from _killed(job, scratch, "its process was killed twice; was it out of memory?")
 
 
 def _touched(path: Path, since: float) -> bool:
@@ -92,7 +90,7 @@ def _touched(path: Path, since: float) -> bool:
     return False
 
 
-def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
+def _on_dask(work, todo: list[Job], scratch: Scratch) -> Iterator[Outcome]:
     """By Dask's own futures: joblib's back-end waits for ever for a job whose worker was killed."""
     from distributed import as_completed, get_client
 
@@ -105,5 +103,14 @@ def _on_dask(work, todo: list[Job]) -> Iterator[Outcome]:
             suspects.append(jobs[future])
     for job in suspects:
         future = client.submit(work, job, pure=False)
-        error = future.exception()
-        yield from outcomes(job, "failed", str(error)) if error else future.result()
+        if (error := future.exception()) is None:
+            yield from future.result()
+        else:
+            yield from _killed(job, scratch, str(error))
+
+
+def _killed(job: Job, scratch: Scratch, why: str) -> list[Outcome]:
+    """What is left of a job whose process could leave no note itself."""
+    with contextlib.suppress(OSError):
+        scratch.note_failure(job, why, apart=True)
+    return outcomes(job, "failed", why)

@@ -20,9 +20,10 @@ import numpy as np
 from scipy import stats
 
 from ..analysis.effects import equivalence, hedges_g
+from ..evaluation.intervals import checked_level
 from ..training.history import History
 from .grid import AXES, BASELINES, Run, load_grid, select
-from .records import DamagedRecord, Store, results, score
+from .records import DamagedRecord, Store, results, score, values_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,13 +78,20 @@ def missing(
 def command(
     wanted: Sequence[Run], runs: Sequence[Run], grid: Any = "main", root: Root = None
 ) -> str:
-    """The shortest command that does ``wanted``, which differ in their seeds alone, of ``runs``."""
+    """The shortest command that does ``wanted`` of ``runs`` and no others; of a grid that is no
+    file GRID.toml stands for one. Where it takes one for each setting, they are joined by "&&"."""
+    settings: dict[tuple, list[Run]] = {}
+    for run in wanted:
+        settings.setdefault(tuple(getattr(run, name) for name in SETTING), []).append(run)
     only = {name: list(dict.fromkeys(str(getattr(run, name)) for run in wanted)) for name in AXES}
+    if len(select(runs, only)) > len(wanted) and len(settings) > 1:
+        return " && ".join(command(own, runs, grid, root) for own in settings.values())
     for name in AXES[::-1]:  # what tells them apart from no other run is not said
         fewer = {other: values for other, values in only.items() if other != name}
         if len(select(runs, fewer)) == len(wanted):
             only = fewer
-    words = [] if isinstance(grid, Mapping) or grid == "main" else ["--grid", str(grid)]
+    name = "GRID.toml" if isinstance(grid, Mapping) else str(grid)
+    words = [] if name == "main" else ["--grid", name]
     words += [] if root is None else ["--results", os.fspath(root)]
     for name, values in only.items():
         words += ["--only", f"{name}={','.join(values)}"]
@@ -114,6 +122,7 @@ def summarize(
 
 
 def student_interval(values: np.ndarray, level: float = 0.95) -> dict[str, float]:
+    checked_level(level)
     n, mean = len(values), mean_or_nan(values)
     sd = float(values.std(ddof=1)) if n > 1 else math.nan
     half = stats.t.ppf((1 + level) / 2, n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
@@ -175,11 +184,11 @@ def settings_of(runs: Iterable[Run], only: Mapping[str, Any]) -> list[list[Run]]
         ValueError: no run has such a property or value.
     """
     runs, groups = list(runs), {}
-    only = {name: [v] if isinstance(v, str | int) else list(v) for name, v in only.items()}
+    only = {name: list(map(str, values_of(given))) for name, given in only.items()}
     for name, values in only.items():
         select(runs, {name: values})  # a misspelt name is no empty table
     for run in runs:
-        if all(getattr(run, name) in values for name, values in only.items()):
+        if all(str(getattr(run, name)) in values for name, values in only.items()):
             groups.setdefault(tuple(getattr(run, name) for name in SETTING), []).append(run)
     # data set by data set, in the grid's order
     order = {run.dataset: i for i, run in reversed(list(enumerate(runs)))}
@@ -275,6 +284,7 @@ def effects(
     import pandas as pd
 
     checked_margin(margin)
+    checked_level(level)
     rows = []
     for setting, x, y in _pairs(table, a, b, metric):
         row: dict[str, Any] = {
@@ -531,7 +541,7 @@ def swapped(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.Da
 def by_length(table: pd.DataFrame | None = None, metric: str = "NDCG@10") -> pd.DataFrame:
     """A metric by the length of the users' histories: a row for each run and group.
 
-    Users who fill the model's window are one group, such as "50+": it sees no more of them.
+    Groups of users who all fill the model's window are one, such as "50+": it sees no more of them.
 
     Columns: those that name a run, ``length`` (an ordered category such as "10-19"), ``users``
     and ``value``.
@@ -560,7 +570,7 @@ def shortest(length: str) -> int:
 
 
 def visible_lengths(record: Mapping[str, Any]) -> dict[str, Any]:
-    """``by_length`` of a record, with one group for all users who fill the model's window."""
+    """``by_length`` of a record, its groups beyond the model's window as one."""
     limit = record["config"].get("max_len") or math.inf
     groups = {name: own for name, own in record["by_length"].items() if shortest(name) < limit}
     full = {name: own for name, own in record["by_length"].items() if name not in groups}
