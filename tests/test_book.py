@@ -170,3 +170,17 @@ def test_a_notebook_that_imports_the_library_is_told_nothing():
     notebook = new_notebook(cells=[new_code_cell("import seqrec_lib")])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     assert notebook.cells[0].outputs == []
+
+
+def test_what_there_is_to_do_is_counted_without_solutions():
+    nb = new_notebook(cells=[
+        new_markdown_cell("# 4 · Training it\n\none two"),
+        new_markdown_cell("### Exercise 4.1 · Why?  *(★★☆, 15 min)*\n\n<details>not\ncounted</details>"),
+        new_markdown_cell("### Exercise 4.2 · How? *(★☆☆, 5 min)*"),
+        new_code_cell("not_counted()", outputs=[
+            new_output("display_data", data={"text/markdown": "word " * 300}),
+            new_output("stream", text="nor this"),
+        ]),
+    ])  # fmt: skip
+    assert book.exercises(nb) == [15, 5]
+    assert book.words(nb) == 300

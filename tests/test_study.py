@@ -673,6 +673,14 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(invented):
     assert (tables.benchmark(grid, invented / "none")["NDCG@10"] == "missing").all()
 
 
+def test_studies_that_share_a_scratch_folder_leave_each_other_alone(tmp_path):
+    scratch, (run, *_) = Scratch(tmp_path), load_grid(TINY)
+    (other, *_) = load_grid({**TINY, "config": {**TINY["config"], "dim": 16}})
+    assert run.key == other.key
+    for file in (scratch.lock, scratch.marker, scratch.traceback, scratch.apart):
+        assert file(run) != file(other)
+
+
 @pytest.mark.parametrize("compare", [tables.effects, tables.regimes])
 def test_a_comparison_shows_what_is_missing_and_nothing_that_was_never_planned(invented, compare):
     other = {"datasets": ["world-taste"], "variant": "other"}

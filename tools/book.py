@@ -44,6 +44,8 @@ SOLUTION_METADATA = {
 NOISE = {"execution", "collapsed", "scrolled", "trusted", "ExecuteTime", "colab", "id", "outputId"}
 TAKES = re.compile(r"\*\*Takes\*\* [\d.,]+ s, [\d.,]+ MB")
 CLAIM = re.compile(r"^✓ (.+)$", re.MULTILINE)
+EXERCISE = re.compile(r"^### Exercise .*\(★.*, (\d+) min\)", re.MULTILINE)
+SOLUTION = re.compile(r"<details>.*?</details>", re.DOTALL)
 
 
 # --- the chapters ----------------------------------------------------------------------------
@@ -184,6 +186,19 @@ def claims(nb: NotebookNode) -> list[str]:
     return CLAIM.findall(text)
 
 
+def exercises(nb: NotebookNode) -> list[int]:
+    """The minutes that each exercise of a chapter takes."""
+    return [int(found) for cell in nb.cells for found in EXERCISE.findall(cell.source)]
+
+
+def words(nb: NotebookNode) -> int:
+    """How many a reader meets outside code and solutions, to the nearest hundred."""
+    texts = [SOLUTION.sub("", cell.source) for cell in nb.cells if cell.cell_type == "markdown"]
+    outputs = (out for cell in nb.cells for out in cell.get("outputs", []))
+    texts += [out["data"].get("text/markdown", "") for out in outputs if "data" in out]
+    return round(sum(len(text.split()) for text in texts), -2)
+
+
 def title(nb: NotebookNode) -> str:
     return nb.cells[0].source.split("\n", 1)[0].removeprefix("# ").strip()
 
@@ -200,9 +215,14 @@ def derived(root: Path = ROOT) -> dict[Path, str]:
         took = nb.metadata.get("seqrec", {})
         cells = (took.get(key, "?") for key in ("seconds", "megabytes", "python", "torch", "numpy"))
         rows.append(f"| [{title(nb)}]({name}) | " + " | ".join(map(str, cells)) + " |")
+    work = ["| chapter | words | exercises | minutes they take |", "|---|--:|--:|--:|"]
+    for name, nb in books.items():
+        minutes = exercises(nb)
+        work.append(f"| [{title(nb)}]({name}) | {words(nb):,} | {len(minutes)} | {sum(minutes)} |")
     pages = {
         root / "book" / "claims.md": "\n".join(listed),
         root / "book" / "reproducibility.md": "\n".join(rows),
+        root / "book" / "teaching.md": "\n".join(work),
     }
     return {path: _between_markers(path.read_text(), text) for path, text in pages.items()}
 
@@ -215,7 +235,7 @@ def _between_markers(page: str, text: str) -> str:
 
 
 def stamp() -> None:
-    """Rewrites what is derived: Colab's cell in each chapter, the claims, the table of timings."""
+    """Rewrites what is derived: Colab's cell in each chapter, and the tables made from them all."""
     url = repository_url()
     for path in chapters():
         before = path.read_text()
