@@ -175,7 +175,7 @@ def test_a_notebook_that_imports_the_library_is_told_nothing():
 def test_what_there_is_to_do_is_counted_without_solutions():
     nb = new_notebook(cells=[
         new_markdown_cell("# 4 · Training it\n\none two"),
-        new_markdown_cell("### Exercise 4.1 · Why?  *(★★☆, 15 min)*\n\n<details>not\ncounted</details>"),
+        new_markdown_cell("### Exercise 4.1 · Why?  *(★★☆, 15 min)*\n<details>not\nthis</details>"),
         new_markdown_cell("### Exercise 4.2 · How? *(★☆☆, 5 min)*"),
         new_code_cell("not_counted()", outputs=[
             new_output("display_data", data={"text/markdown": "word " * 300}),
