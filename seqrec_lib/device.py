@@ -7,7 +7,7 @@ import os
 
 import torch
 
-__all__ = ["device", "full_precision"]
+__all__ = ["device", "full_precision", "has_bfloat16"]
 
 _SEEDED = ("cpu", "cuda", "meta")
 
@@ -37,6 +37,15 @@ def device(name: str = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= (there := torch.cuda.device_count()) > 0:
         raise RuntimeError(f"device {name!r} was asked for; CUDA devices: {there}, from cuda:0")
     return chosen
+
+
+def has_bfloat16(where: torch.device) -> bool:
+    """Whether bfloat16 saves time there: a CPU without instructions for it takes many times longer
+    than for float32."""
+    if where.type != "cpu":
+        return True
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def full_precision(where: torch.device) -> contextlib.AbstractContextManager:

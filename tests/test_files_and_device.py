@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import seqrec_lib as sr
+from seqrec_lib.device import has_bfloat16
 from seqrec_lib.files import atomic_path
+from seqrec_lib.study.provenance import describe
 
 
 def test_the_new_file_takes_the_old_one_s_place_at_once(tmp_path):
@@ -111,6 +113,16 @@ def test_a_device_that_is_not_seeded_or_not_there_is_refused(monkeypatch):
     assert sr.device("cuda:0").index == 0
     with pytest.raises(RuntimeError, match="'cuda:7' was asked for; CUDA devices: 1"):
         sr.device("cuda:7")
+
+
+def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch):
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for answers in ((False, False), (True, False), (False, True)):
+        for name, answer in zip(asked, answers, strict=True):
+            monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+        assert has_bfloat16(torch.device("cpu")) == any(answers)
+        assert ("without bfloat16" in describe(torch.device("cpu"))) != any(answers)
+    assert has_bfloat16(torch.device("cuda"))
 
 
 def test_an_unknown_device_is_named_with_those_there_are():

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data import Interactions
+from ..device import has_bfloat16
 
 __all__ = [
     "code_version",
@@ -61,14 +62,14 @@ def data_sha256(inter: Interactions) -> str:
 
 
 def describe(where: torch.device) -> str:
-    """ "cuda: " or "cpu: ", and the name of the GPU or processor."""
+    """ "cuda: " or "cpu: ", and the name of the GPU or processor, and whether it lacks bfloat16."""
     if where.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(where)}"
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, IndexError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")][0]
-    return f"cpu: {name}"
+    return f"cpu: {name}" + ("" if has_bfloat16(where) else ", without bfloat16")
 
 
 def reset_peak_memory(where: torch.device) -> None:

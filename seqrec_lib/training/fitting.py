@@ -59,8 +59,8 @@ def fit(
         seed: of batches, dropout and negatives; torch's own generator is left as it was.
         device: "auto", "cpu", "cuda", ...
         precision: "float32", or "bfloat16": mixed precision, parameters stay float32. On a CPU
-            only the loss's matrix products take it: faster where the processor has instructions
-            for it, many times slower where it has none.
+            only the loss's matrix products take it, and where the processor has no instructions
+            for it, they are float32, too.
         monitor: the validation metric that chooses the best epoch.
         filter_seen: as in :func:`evaluate`, for the validation metric.
         checkpoint: a file written after an epoch: every twenty seconds, at the end, and where

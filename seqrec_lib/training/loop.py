@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data.splits import Split
 from ..device import device as pick_device
+from ..device import has_bfloat16
 from ..evaluation.ranking import evaluate
 from .batches import Batch, Batches, Negatives
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -340,6 +341,6 @@ def _seed(where: torch.device, seed: int) -> None:
 
 
 def _mixed(where: torch.device, precision: str):
-    if precision == "float32":
+    if precision == "float32" or not has_bfloat16(where):
         return contextlib.nullcontext()
     return torch.autocast(where.type, torch.bfloat16)
