@@ -125,7 +125,7 @@ class Progress:
         file: TextIO | None = None,
     ):
         self.expected, self.scratch, self.jobs, self._say = dict(expected), scratch, jobs, say
-        self.left = {run.key: run for run in self.expected}
+        self.left = {scratch.marker(run): run for run in self.expected}
         self.shares = dict.fromkeys(self.expected, 0.0)
         self.bar = tqdm(
             total=max(self._seconds(), 1e-9), bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
@@ -154,7 +154,7 @@ class Progress:
     def ended(self, run: Run, here: bool = True) -> None:
         """A run is over; what was not done here counts no more, as if it had not been to do."""
         with self._lock:
-            del self.left[run.key]
+            del self.left[self.scratch.marker(run)]
             self.shares[run] = 1.0
             if not here:
                 del self.expected[run]
@@ -165,7 +165,7 @@ class Progress:
         with self._lock:
             under_way = []
             for path in self.scratch.folder.glob("*.running"):
-                run = self.left.get(path.stem)
+                run = self.left.get(path)
                 with suppress(OSError, ValueError):  # it may end, or be written, while we look
                     if run and (epoch := json.loads(path.read_text()).get("epoch")):
                         self.shares[run] = min(epoch / self.expected[run].epochs, 1.0)
