@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import seqrec_lib as sr
+from seqrec_lib.device import has_bfloat16
 from seqrec_lib.files import atomic_path
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +62,14 @@ def matrix_rate(dtype: torch.dtype = torch.float32, seconds: float = 3.0) -> flo
     return best
 
 
+def precisions() -> list[str]:
+    """Those that ``fit`` tells apart on this processor."""
+    return ["float32", *(["bfloat16"] if has_bfloat16(torch.device("cpu")) else [])]
+
+
 def matrix_rates() -> dict[str, float]:
-    """Those of both precisions, by name."""
-    return {"float32": matrix_rate(), "bfloat16": matrix_rate(torch.bfloat16)}
+    """Those of each precision, by name."""
+    return {name: matrix_rate(getattr(torch, name)) for name in precisions()}
 
 
 def floor_operations(

@@ -31,6 +31,7 @@ from _common import (
     in_fresh_process,
     matrix_rates,
     positions,
+    precisions,
     report,
 )
 from bench_training import LENGTH, load, train
@@ -86,7 +87,7 @@ def compare(dataset: str, options) -> None:
     lengths = positions(split, length)
     operations = floor_operations(lengths, split.num_items, 64, 2)
     rates, rows = [matrix_rates()], []
-    for precision in ("float32", "bfloat16"):
+    for precision in precisions():
         seconds, mib = in_fresh_process(train, dataset, precision, options.repeats, users)
         rows.append({"program": f"seqrec_lib, {precision}", "seconds": seconds,
                      "how": f"fastest of {options.repeats} epochs", "targets": int(lengths.sum()),
@@ -102,8 +103,8 @@ def compare(dataset: str, options) -> None:
     rates.append(matrix_rates())
     rows += [{"program": f"floor, {name}", "seconds": floor_seconds(operations, rates, name),
               "how": f"{sum(operations) / 1e9:,.0f} Gflop", "targets": int(lengths.sum())}
-             for name in ("float32", "bfloat16")]  # fmt: skip
-    ours, floor = rows[0]["seconds"], rows[-2]["seconds"]
+             for name in precisions()]  # fmt: skip
+    ours, floor = rows[0]["seconds"], rows[-len(precisions())]["seconds"]
     for row in rows:
         row["to_floor"] = row["seconds"] / floor
         row["to_ours"] = row["seconds"] / ours

@@ -23,6 +23,7 @@ from _common import (
     in_fresh_process,
     matrix_rates,
     positions,
+    precisions,
     report,
 )
 
@@ -78,7 +79,7 @@ def main() -> None:
         split = sr.leave_one_out(load(dataset, users))
         operations = floor_operations(positions(split, length), split.num_items, 64, 2)
         rates, rows = [matrix_rates()], []
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions():
             seconds, mib = in_fresh_process(train, dataset, precision, options.repeats, users)
             rows.append({"what": "epoch", "precision": precision, "seconds": seconds,
                          "peak_mib": mib})  # fmt: skip

@@ -41,6 +41,7 @@ from seqrec_lib.study.runner import run_grid
 from seqrec_lib.study.scratch import Scratch, origin_of
 from seqrec_lib.study.spreading import Outcome, spread
 from seqrec_lib.training import loop
+from study_helpers import runs_of
 
 TINY = {
     "seeds": [0, 1],
@@ -661,15 +662,12 @@ def test_regimes_put_mixing_beside_reliance(invented):
 
 def test_what_is_missing_comes_with_the_command_that_makes_it(invented):
     grid = {**TINY, "seeds": [0, 1, 2, 3]}
-    runs = load_grid(grid)
     table = tables.benchmark(grid, invented)
     assert list(table["seeds"]) == ["3 of 4", "3 of 4"]
     assert table["NDCG@10"].iloc[0] == "0.5200 ± 0.0200"
     assert list(table["missing"]) == list(tables.missing(grid, invented)["command"])
     for command, attention in zip(table["missing"], ("softmax", "uniform"), strict=True):
-        said = [word for word in shlex.split(command) if "=" in word]
-        only = {pair.split("=")[0]: pair.split("=")[1].split(",") for pair in said}
-        assert [(r.attention, r.seed) for r in select(runs, only)] == [(attention, 3)]
+        assert [(r.attention, r.seed) for r in runs_of(command, grid)] == [(attention, 3)]
     assert (tables.benchmark(grid, invented / "none")["NDCG@10"] == "missing").all()
 
 
@@ -704,12 +702,8 @@ def test_a_comparison_shows_what_is_missing_and_nothing_that_was_never_planned(i
 
 
 def test_commands_for_the_main_grid_do_exactly_what_is_missing(tmp_path):
-    runs = load_grid("main")
     for row in tables.missing("main", tmp_path).sample(10, random_state=0).to_dict("records"):
-        only = {}
-        for pair in (word for word in row["command"].split() if "=" in word):
-            only[pair.split("=")[0]] = pair.split("=")[1].split(",")
-        chosen = select(runs, only)
+        chosen = runs_of(row["command"], "main")
         assert [run.seed for run in chosen] == row["seeds"]
         assert all(getattr(run, name) == row[name] for run in chosen for name in tables.SETTING)
 

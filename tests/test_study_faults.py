@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +20,14 @@ from seqrec_lib import __main__ as command_line
 from seqrec_lib.__main__ import main
 from seqrec_lib.study import comparison, measuring, progress, records, runner, tables
 from seqrec_lib.study.comparison import chosen, gains
-from seqrec_lib.study.grid import Run, load_grid, select
+from seqrec_lib.study.grid import Run, load_grid
 from seqrec_lib.study.progress import Expected
 from seqrec_lib.study.records import Store, results
 from seqrec_lib.study.runner import run_grid
 from seqrec_lib.study.scratch import Scratch, origin_of, went_on
 from seqrec_lib.training import TrainingDiverged
 from seqrec_lib.training.checkpoints import load_checkpoint, save_checkpoint
+from study_helpers import runs_of
 
 SMALL = {
     "seeds": [0, 1, 2],
@@ -386,21 +386,16 @@ def test_nothing_reaches_no_goal(tmp_path):
 
 def test_a_seed_may_be_written_as_text(small, tmp_path):
     assert len(results(small, seed="0")) == len(results(small, seed=0)) > 0
+    settings = len(tables.missing(root=tmp_path, seed=0))
     for seed in ("0", np.int64(0)):
-        assert len(tables.missing(root=tmp_path, seed=seed)) == len(
-            tables.missing(root=tmp_path, seed=0)
-        )
+        assert len(tables.missing(root=tmp_path, seed=seed)) == settings > 0
 
 
 def test_the_command_for_what_is_missing_does_that_and_nothing_else(tmp_path):
     (row,) = gains(
         ("awrsr-additive", "dropout-0.3"), ("softmax", "main"), root=tmp_path, dataset="beauty"
     ).to_dict("records")
-    found = []
-    for one in row["missing"].split(" && "):
-        said = [word for word in shlex.split(one) if "=" in word]
-        only = {pair.split("=")[0]: pair.split("=")[1].split(",") for pair in said}
-        found += [(r.attention, r.variant, r.seed) for r in select(load_grid("main"), only)]
+    found = [(r.attention, r.variant, r.seed) for r in runs_of(row["missing"], "main")]
     sides = {("awrsr-additive", "dropout-0.3"), ("softmax", "main")}
     assert len(found) == len({*found}) == 10 and {each[:2] for each in found} == sides
 
@@ -409,6 +404,22 @@ def test_a_grid_that_is_no_file_is_not_taken_for_main(tmp_path):
     grid = {"runs": [{"datasets": ["lastfm"], "attentions": ["softmax"]}], "seeds": [0]}
     (command,) = tables.missing(grid, tmp_path)["command"]
     assert "--grid GRID.toml" in command
+
+
+def test_what_another_process_is_at_is_not_tidied_away(tmp_path):
+    (run,) = grid([0])
+    do(tmp_path, [run])
+    scratch = Scratch(tmp_path / "runs")
+    for state in ("done", "damaged"):
+        scratch.checkpoint((run,)).touch()
+        if state == "damaged":
+            Store(tmp_path / "results").path(run).write_text("half a rec")
+        with FileLock(scratch.lock(run)):
+            do(tmp_path, [run])
+        assert Store(tmp_path / "results").state(run) == state
+        assert scratch.checkpoint((run,)).exists()
+    scratch.checkpoint((run,)).unlink()
+    assert do(tmp_path, [run]).done == [run]
 
 
 def test_pairs_of_variants_are_those_of_one_weighting(small):

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from filelock import Timeout
 from tqdm import tqdm
 
 from ..data import DATASETS, worlds
@@ -218,21 +218,20 @@ def under_way(scratch: Scratch, run: Run) -> str:
         return ""
     except ValueError:  # it is being written, or was when its process was killed
         epoch = None
-    if _locked(scratch.lock(run)):
+    if _locked(scratch, run):
         return "running" + (f", epoch {epoch} of {run.config['epochs']}" if epoch else "")
     return f"cut {f'at epoch {epoch}' if epoch else 'early'}, the same command goes on"
 
 
-def _locked(path: Path) -> bool:
-    """Whether some process holds this lock, which is gone with it however it ends."""
-    from filelock import FileLock, Timeout
-
+def _locked(scratch: Scratch, run: Run) -> bool:
+    """Whether some process holds the run's lock, which is gone with it however it ends."""
+    if not scratch.lock(run).exists():  # a look makes none
+        return False
     try:
-        if path.exists():  # a look makes none
-            FileLock(path).acquire(timeout=0).lock.release()
+        with scratch.hold(run):
+            return False
     except Timeout:
         return True
-    return False
 
 
 def duration(seconds: float) -> str:

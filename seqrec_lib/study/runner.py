@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from ..device import device as pick_device
 from ..training import TrainingDiverged
@@ -156,17 +156,16 @@ def _sort_out(
     todo, done = [], []
     for run in known.values():
         state = store.state(run)
-        if state == "damaged":
-            with contextlib.suppress(Timeout), FileLock(scratch.lock(run)).acquire(timeout=0):
-                if store.state(run) == "damaged":
+        if state == "outdated":
+            say(f"outdated: {store.path(run)} will be set aside: {store.changes(run)}")
+        elif state == "damaged" or (state == "done" and scratch.checkpoint((run,)).exists()):
+            with contextlib.suppress(Timeout), scratch.hold(run):
+                now = store.state(run)  # nobody can change it any more
+                if now == "damaged":
                     aside = store.set_aside(run)
                     say(f"damaged: {store.path(run)} is set aside as {aside.name}")
-        elif state == "outdated":
-            say(f"outdated: {store.path(run)} will be set aside: {store.changes(run)}")
-        elif state == "done" and scratch.checkpoint((run,)).exists():
-            # its command may have been killed before it could clean up
-            with contextlib.suppress(Timeout), FileLock(scratch.lock(run)).acquire(timeout=0):
-                scratch.drop_checkpoint((run,))
+                elif now == "done":  # its command may have been killed before it could clean up
+                    scratch.drop_checkpoint((run,))
         (done if state == "done" else todo).append(run)
     return todo, done
 
@@ -209,7 +208,7 @@ def _perform(
         with contextlib.ExitStack() as locks:
             for run in job:
                 # `status` holds a lock for a moment, to see whether it is free
-                locks.enter_context(FileLock(scratch.lock(run)).acquire(timeout=0.5))
+                locks.enter_context(scratch.hold(run, patience=0.5))
             scratch.drop_half_written(job)
             _complete(job, store, scratch, master, deadline, options)
             scratch.put_away(job, store)

@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ..files import atomic_path
 from .grid import Run
@@ -38,6 +40,14 @@ class Scratch:
     def lock(self, run: Run) -> Path:
         """Held, by whatever process works on the run, until it ends in whatever way."""
         return self._file(run, "lock")
+
+    def hold(self, run: Run, patience: float = 0.0) -> AbstractContextManager:
+        """The run's lock, for a ``with``.
+
+        Raises:
+            filelock.Timeout: another process has had it for ``patience`` seconds.
+        """
+        return FileLock(self.lock(run)).acquire(timeout=patience)
 
     def marker(self, run: Run) -> Path:
         """There from a run's beginning until it is done; it holds its last epoch."""

@@ -90,8 +90,8 @@ def command(
         fewer = {other: values for other, values in only.items() if other != name}
         if len(select(runs, fewer)) == len(wanted):
             only = fewer
-    name = "GRID.toml" if isinstance(grid, Mapping) else str(grid)
-    words = [] if name == "main" else ["--grid", name]
+    file = "GRID.toml" if isinstance(grid, Mapping) else str(grid)
+    words = [] if file == "main" else ["--grid", file]
     words += [] if root is None else ["--results", os.fspath(root)]
     for name, values in only.items():
         words += ["--only", f"{name}={','.join(values)}"]
